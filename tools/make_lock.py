@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
-EXTRAS = "ray,dev"
+EXTRAS = "ray,fast,etl,plots,dev"
 # TorchRec 1.8.0 names `fbgemm-gpu`, the CUDA build, and a torchmetrics of 2023; the CPU build and the present
 # torchmetrics serve it (DESIGN, section 9), so both come without their needs and the rest of them by name.
 BARE = ("torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0")
@@ -28,7 +28,8 @@ import importlib.metadata as m
 print(*(r for r in m.requires("torchrec") or [] if "extra" not in r), sep="\\n")
 """
 PROOF = (
-    "import torch, fbgemm_gpu, torchrec, torchrec.metrics.metric_module, torchdata.nodes, lightning, pyarrow.parquet"
+    "import torch, fbgemm_gpu, torchrec, torchrec.metrics.metric_module, torchdata.nodes, lightning, pyarrow.parquet; "
+    "import numba, duckdb, matplotlib, stable_baselines3"
 )
 
 
