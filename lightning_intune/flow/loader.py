@@ -11,8 +11,8 @@ from typing import Any, Generic, Self, TypeVar, final
 import torch
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.elastic import ElasticStage
 from lightning_intune.flow.node import BaseNode, Node, State, shut_down, walk
+from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.knobs import Knob
 from lightning_intune.meters import FlowStats
 

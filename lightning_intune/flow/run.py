@@ -8,9 +8,7 @@ thread, no sorter thread and no polling; whoever waits is woken by the event it 
 from __future__ import annotations
 
 import os
-import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from typing import Any, final
@@ -18,6 +16,8 @@ from typing import Any, final
 from lightning_intune.errors import stage_error
 from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
 from lightning_intune.flow.byte_room import ByteRoom
+from lightning_intune.flow.crew import WAIT, Crew, Step, Work
+from lightning_intune.flow.gate import Gate, ring, ring_all
 from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
 from lightning_intune.flow.node import BaseNode, State
@@ -30,8 +30,6 @@ _MAX_TRIES = 3  # lanes one item may kill
 _MAX_AHEAD = 4096  # items between the first undelivered and the last claimed
 _REVIEW = 31  # the bound is reviewed, and an item measured, whenever `num_items & _REVIEW` is 0
 
-Work = list[tuple[int, Any]]
-
 
 class StoppedError(RuntimeError):
     """An item was asked of a stage that was shut down. Never a StopIteration: that would end an epoch early."""
@@ -39,11 +37,10 @@ class StoppedError(RuntimeError):
 
 @final
 class Run:
-    """One pass over a source. `take` is the consumer's; `resize`, `stop`, `read` are anyone's.
+    """One pass over a source. `take` is the consumer's; `resize`, `stop`, `read` are anyone's; a `Job` to its workers.
 
-    Under `_lock` are the buffer, the meter, the worker sets and every flag. Outside it are the calls
-    to the source (one claimer at a time, `_claiming`) and to the function. The lock is re-entrant
-    because a garbage collection inside it may run the finalizer of the node, which calls `stop`.
+    Under the gate's lock are the buffer, the meter, the crew and every flag. Outside it are the calls
+    to the source (one claimer at a time, `_claiming`) and to the function.
     """
 
     def __init__(self, plan: Plan, source: BaseNode[Any], state: State | None, meter: StageMeter) -> None:
@@ -54,27 +51,22 @@ class Run:
         # What was delivered out of order is told by numbers, which mean nothing if the source may number anew.
         in_order = plan.in_order or not intake.has_fixed_order
         self._buffer: Buffer = (InOrder if in_order else AnyOrder)(intake.low, intake.beyond)
-        self._make_locks()
-        self._workers: set[Worker] = set()  # those that count towards the width
-        self._metered: set[Worker] = set()  # those whose thread's clocks may be read
-        self._threads: list[threading.Thread] = []
+        self.gate = Gate()
+        self._lock = self.gate.lock
+        self.crew = Crew(self, plan, self.gate)
+        self._workers = self.crew.counted
         self._inline = Worker(plan.clock())  # the consumer, where it works itself
         self._target, self._bound, self._fixed_bound = 0, 1, None
         self._inbox: deque[tuple[int, Any]] = deque()  # claimed, and not yet in any worker's hands
+        self._held: dict[Worker, deque[tuple[int, Any, int]]] = {}  # done, and waiting for room: number, item, bytes
         self._bytes = ByteRoom(plan.max_bytes)
-        self._in_flight = self._num_parked = 0
+        self._in_flight = 0
         self._num_waiting = 0  # consumers: one, unless several threads share the stage
         self._claiming = self._started = False
-        self._ended = self._failed = self._closing = False
+        self._ended = self._failed = False
         self._fault: BaseException | None = None
         self._end_text = "was shut down"
         _RUNS.add(self)
-
-    def _make_locks(self) -> None:
-        self._lock = threading.RLock()
-        self._can_claim = threading.Condition(self._lock)
-        self._has_item = threading.Condition(self._lock)
-        self._has_room = threading.Condition(self._lock)
 
     # ---- the consumer ----
 
@@ -84,11 +76,11 @@ class Run:
             with self._lock:
                 if not self._started:
                     self._started = True
-                    self._spawn()
+                    self._grow()
                 while (item := self._buffer.peek()) is NOTHING:
                     if self._fault is not None:
                         raise stage_error(self._plan.name, self._buffer.low, self._fault, "The stage itself failed.")
-                    if self._closing:
+                    if self.gate.is_closing:
                         raise StoppedError(f"stage '{self._plan.name}' {self._end_text}. Call reset to start anew.")
                     if self._ended and self._in_flight == 0:
                         raise StopIteration
@@ -122,11 +114,11 @@ class Run:
         self._in_flight -= 1
         if self._bytes.is_bounded:
             self._bytes.release(number)
-            self._has_room.notify_all()  # even an item of no bytes made another one the head of the line
+            ring_all(self.gate.has_room)  # even an item of no bytes made another one the head of the line
         if self._num_waiting:
-            self._has_item.notify_all()  # another thread waits: the next item, or the end, is its
+            self.gate.has_item.notify_all()  # another thread waits: the next item, or the end, is its
         # Tiny items: let half the room open before a worker is woken for it.
-        if self._num_parked and (self._in_flight * 2 <= self._bound or not self._meter.tiny):
+        if self.gate.can_claim and (self._in_flight * 2 <= self._bound or not self._meter.tiny):
             self._call_worker()
         return item
 
@@ -135,7 +127,7 @@ class Run:
         self._num_waiting += 1
         try:
             self._call_worker()
-            self._has_item.wait(limit_s)
+            self.gate.has_item.wait(limit_s)
             # Not only when the wait has run out: whoever resizes often wakes the consumer before that.
             if limit_s is not None and self._buffer.peek() is NOTHING:
                 self._check_timeout(limit_s)
@@ -154,7 +146,7 @@ class Run:
         """Width 0: the consumer is the worker, for one claim, in its own thread."""
         worker, before_s = self._inline, time.thread_time()
         with self._lock:
-            if self._closing or self._failed or self._claiming:
+            if self.gate.is_closing or self._failed or self._claiming:
                 return
             self._meter.settle(worker, STARVED, self._plan.clock())
             self._claiming = not self._inbox
@@ -179,56 +171,20 @@ class Run:
             self._target, self._fixed_bound = target, bound
             self._review_bound()
             if self._started:
-                self._spawn()
-            self._can_claim.notify_all()  # those beyond the target leave, the others look at the new bound
-            self._has_item.notify_all()  # at width 0 the consumer takes over
-
-    def stop(self) -> None:
-        """Tell everyone to leave after the item in hand. Waits for nobody; safe in a finalizer."""
-        self._closing = True
-        with self._lock:
-            for condition in (self._can_claim, self._has_item, self._has_room):
-                condition.notify_all()
-
-    def interrupt(self) -> None:
-        """Kill the lanes at work: a stopped run has no use for what they do."""
-        with self._lock:
-            lanes = [worker.lane for worker in self._metered if worker.lane is not None]
-        for lane in lanes:
-            lane.kill()
-
-    def join(self) -> None:
-        """Wait for every worker, `join_s` in all. Lanes are then killed; a thread cannot be, and is warned of."""
-        deadline_s = self._plan.clock() + self._plan.join_s
-        with self._lock:
-            threads = [thread for thread in self._threads if thread is not threading.current_thread()]
-        for thread in threads:
-            thread.join(max(0.0, deadline_s - self._plan.clock()))
-        late = [thread for thread in threads if thread.is_alive()]
-        if late:
-            self.interrupt()
-            for thread in late:
-                thread.join(1.0 if self._plan.lanes is not None else 0.0)
-        if any(thread.is_alive() for thread in late):
-            text = (
-                f"stage '{self._plan.name}': a worker is still inside its function or its source after "
-                f"{self._plan.join_s:g} s and is left behind as a daemon thread. Use method='process' "
-                "for functions that can block for ever: a process can be ended."
-            )
-            warnings.warn(text, ResourceWarning, stacklevel=2)
+                self._grow()
+            ring_all(self.gate.can_claim)  # those beyond the target leave, the others look at the new bound
+            self.gate.has_item.notify_all()  # at width 0 the consumer takes over
 
     def read(self) -> dict[str, Any]:
         """The gauges, and the counters with what is still going on, as fields of `StageStats`."""
         with self._lock:
             now_s, num_ready = self._plan.clock(), len(self._buffer)
-            live: dict[str, float] = dict.fromkeys((IDLE, BUSY, STARVED, BLOCKED), 0.0)
-            for worker in self._metered:
-                live[worker.phase] += now_s - worker.since_s
+            metered = self.crew.metered
             reading = self._meter.read(
-                live,
-                live_workers=self._num_live() if self._started and not self._ended else self._target,
-                cpu_s=sum(worker.cpu_s() for worker in self._metered),
-                run_delay_s=sum(worker.run_delay_s() for worker in self._metered),
+                self.crew.seconds(now_s),
+                live_workers=self.crew.num_live() if self._started and not self._ended else self._target,
+                cpu_s=sum(worker.cpu_s() for worker in metered),
+                run_delay_s=sum(worker.run_delay_s() for worker in metered),
             )
             bytes_ready = self._bytes.used if self._bytes.is_bounded else int(num_ready * self._meter.item_bytes)
             gauges = {"num_in_flight": self._in_flight, "max_in_flight": self._bound}
@@ -236,76 +192,64 @@ class Run:
 
     def orphan(self) -> None:
         """In a forked child: the workers are not here, and one of them may have held the lock."""
-        self._make_locks()
-        if self._metered:
-            self._workers, self._metered, self._threads = set(), set(), []
-            self._closing, self._end_text = True, "ran in the process that forked this one; threads do not cross a fork"
-
-    def _num_live(self) -> int:
-        if self._plan.lanes is None:
-            return len(self._workers)
-        return sum(worker.lane is not None for worker in self._workers)  # the others' lanes are still opening
+        self.gate.renew()
+        self._lock = self.gate.lock
+        if self.crew.orphan():
+            self.gate.is_closing = True
+            self._end_text = "ran in the process that forked this one; threads do not cross a fork"
 
     # ---- the workers ----
 
-    def _spawn(self) -> None:
-        while len(self._workers) < self._target and not (self._closing or self._ended):
-            worker = Worker(self._plan.clock())
-            name = f"{self._plan.name}-{len(self._metered)}"
-            thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-            thread.start()
-            self._workers.add(worker)
-            self._metered.add(worker)
-            self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+    def begin(self, worker: Worker) -> Step:
+        if self._plan.lanes is not None:
+            worker.open_lane(self._plan.lanes)  # before any item is claimed: opening may take a while
+        with self._lock:
+            self._meter.settle(worker, IDLE, self._plan.clock())
+            return self._next_step(worker)
 
-    def _work(self, worker: Worker) -> None:
-        worker.bind()
-        try:
-            if self._plan.lanes is not None:
-                worker.open_lane(self._plan.lanes)  # before any item is claimed: opening may take a while
-            with self._lock:
-                self._meter.settle(worker, IDLE, self._plan.clock())
-                work = self._await_work(worker)
-            while work is not None:
-                work = self._process(worker, work) if work else self._pull(worker, self._claim())
-        except BaseException as error:  # noqa: BLE001 - ours, not the user's: the consumer must hear of it
-            with self._lock:
-                self._fault, self._ended = error, True
-        finally:
-            self._leave(worker)
+    def go_on(self, worker: Worker, work: Work) -> Step:
+        return self._process(worker, work) if work else self._pull(worker, self._claim())
 
-    def _leave(self, worker: Worker) -> None:
-        worker.drop_lane()
+    def look(self, worker: Worker) -> Step:
+        self._meter.settle(worker, STARVED, self._plan.clock())
+        if self._num_waiting and len(self._inbox) > 1:
+            ring(self.gate.can_claim)  # what was claimed as tiny keeps the consumer waiting: everybody is needed
+        return self._hand_in(worker) if worker in self._held else self._next_step(worker)
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._fault, self._ended = error, True
+
+    def leave(self, worker: Worker) -> None:
         with self._lock:
             self._meter.settle(worker, IDLE, self._plan.clock())
             self._meter.retire(worker)
-            self._workers.discard(worker)
-            self._metered.discard(worker)
-            self._has_item.notify_all()
+            self.crew.retire(worker)
+            self.gate.has_item.notify_all()
 
-    def _await_work(self, worker: Worker) -> Work | None:
-        """Items for this worker; none, if it is now to pull some; None, if it has to leave. Under the lock."""
-        while not (self._closing or self._failed or (self._ended and not self._inbox)):
-            if len(self._workers) > self._target:
-                self._workers.discard(worker)
-                self._call_worker()  # this one may have been woken for something: hand it on
-                return None
-            if self._inbox:
-                return self._draw(self._plan.share(self._meter))
-            room = self._room() > 0
-            if room and not self._claiming:
-                self._claiming = True
-                worker.phase = STARVED  # since it put its last item, or woke up
-                return []
-            self._num_parked += 1
-            self._meter.settle(worker, STARVED if room else BLOCKED, self._plan.clock())
-            self._can_claim.wait()
-            self._meter.settle(worker, STARVED, self._plan.clock())
-            self._num_parked -= 1
-            if self._num_waiting and len(self._inbox) > 1:
-                self._can_claim.notify()  # what was claimed as tiny keeps the consumer waiting: everybody is needed
-        self._workers.discard(worker)
-        return None
+    def _grow(self) -> None:
+        if not (self.gate.is_closing or self._ended):
+            self.crew.grow(self._target)
+
+    def _next_step(self, worker: Worker) -> Step:
+        """Under the lock: items for this worker; none, if it is now to pull some; or to wait, or to leave."""
+        if self.gate.is_closing or self._failed or (self._ended and not self._inbox):
+            self._workers.discard(worker)
+            return None
+        if len(self._workers) > self._target:
+            self._workers.discard(worker)
+            self._call_worker()  # this one may have been woken for something: hand it on
+            return None
+        if self._inbox:
+            return self._draw(self._plan.share(self._meter))
+        room = self._room() > 0
+        if room and not self._claiming:
+            self._claiming = True
+            worker.phase = STARVED  # since it put its last item, or woke up
+            return []
+        self._meter.settle(worker, STARVED if room else BLOCKED, self._plan.clock())
+        worker.bench = self.gate.can_claim
+        return WAIT
 
     def _pull(self, worker: Worker, limit: int) -> Work | None:
         """Claim up to `limit` items, by right of `_claiming`, and take a share of them; None at the source's end."""
@@ -329,7 +273,7 @@ class Run:
             else:
                 self._inbox.extend(zip(numbers, items, strict=True))
                 work = self._draw(self._plan.share(self._meter))
-            if self._num_parked:
+            if self.gate.can_claim:
                 self._pass_on()
             return work
 
@@ -345,36 +289,36 @@ class Run:
         return [inbox.popleft() for _ in range(min(count, len(inbox)))]
 
     def _call_worker(self) -> None:
-        if self._num_parked and (self._inbox or (not self._claiming and self._room() > 0)):
-            self._can_claim.notify()
+        if self.gate.can_claim and (self._inbox or (not self._claiming and self._room() > 0)):
+            ring(self.gate.can_claim)
 
     def _pass_on(self) -> None:
         """After a claim: wake another worker if there is more to do and it is worth it."""
         if self._inbox or self._room() > 0:
             if self._num_waiting or not self._meter.tiny:
-                self._can_claim.notify()
+                ring(self.gate.can_claim)
             return
         now_s = self._plan.clock()
-        for worker in self._metered:  # the parked ones no longer wait for upstream but for room
+        for worker in self.crew.metered:  # the parked ones no longer wait for upstream but for room
             if worker.phase is STARVED:
                 self._meter.settle(worker, BLOCKED, now_s)
 
-    def _process(self, worker: Worker, work: Work) -> Work | None:
-        """Work it off, and take what comes next (see `_await_work`)."""
+    def _process(self, worker: Worker, work: Work) -> Step:
         fn, lanes = self._plan.fn, self._plan.lanes
         worker.number = work[0][0]
         if lanes is not None:
-            outcomes = call_in_lane(worker, lanes, [item for _, item in work], lambda: self._closing, _MAX_TRIES)
+            gate = self.gate
+            outcomes = call_in_lane(worker, lanes, [item for _, item in work], lambda: gate.is_closing, _MAX_TRIES)
         else:
             item = work[0][1]
             outcomes = [item if fn is None else call(fn, item)]
-        return self._put(worker, work, outcomes, go_on=True)
+        return self._put(worker, work, outcomes)
 
-    def _put(self, worker: Worker, work: Work, outcomes: list[Any], *, go_on: bool = False) -> Work | None:
-        """Hand outcomes to the consumer; with `go_on` take the next work under the same lock."""
+    def _put(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
+        """Hand outcomes to the consumer, and find the worker's next step under the same lock."""
         is_bounded, meter = self._bytes.is_bounded, self._meter
         measured = is_bounded or meter.num_items & _REVIEW < len(outcomes)
-        sizes = [item_nbytes(outcome) for outcome in outcomes] if measured else ()
+        sizes = [item_nbytes(outcome) for outcome in outcomes] if measured else []
         with self._lock:
             now_s = self._plan.clock()
             meter.note_items(len(outcomes), now_s - worker.since_s)
@@ -383,40 +327,50 @@ class Run:
                 for nbytes in sizes:
                     meter.note_bytes(nbytes)
                 self._review_bound()
-            for place, (number, _) in enumerate(work):
-                outcome = outcomes[place]
-                if is_bounded:
-                    self._admit(worker, number, sizes[place])
-                if type(outcome) is Failed:
-                    outcome = Failed(stage_error(self._plan.name, number, outcome.error))
-                    self._ended = self._failed = True  # nothing after it will be asked for
-                    self._can_claim.notify_all()
-                if self._buffer.put(number, outcome) and self._num_waiting:
-                    self._has_item.notify()
-            return self._await_work(worker) if go_on else None
+            if is_bounded:
+                numbers = [number for number, _ in work]
+                self._held[worker] = deque(zip(numbers, outcomes, sizes, strict=True))
+                return self._hand_in(worker)
+            for (number, _), outcome in zip(work, outcomes, strict=True):
+                self._hand_over(number, outcome)
+            return None if worker is self._inline else self._next_step(worker)
 
-    def _admit(self, worker: Worker, number: int, nbytes: int) -> None:
-        """Wait until the byte bound lets the item in: at once what the consumer needs next, or made itself."""
-        while not (self._closing or worker is self._inline or self._buffer.is_next(number)):
-            if self._bytes.fits(nbytes, head_is_in=self._buffer.peek() is not NOTHING):
-                break
-            self._meter.settle(worker, BLOCKED, self._plan.clock())
-            self._has_room.wait()
-        self._meter.settle(worker, BUSY, self._plan.clock())
-        self._bytes.hold(number, nbytes)
+    def _hand_in(self, worker: Worker) -> Step:
+        """Hand over what the byte bound lets in; what the consumer needs next, or made itself, it always does."""
+        held = self._held[worker]
+        while held:
+            number, outcome, nbytes = held[0]
+            goes_in = self.gate.is_closing or worker is self._inline or self._buffer.is_next(number)
+            if not (goes_in or self._bytes.fits(nbytes, head_is_in=self._buffer.peek() is not NOTHING)):
+                self._meter.settle(worker, BLOCKED, self._plan.clock())
+                worker.bench = self.gate.has_room
+                return WAIT
+            held.popleft()
+            self._bytes.hold(number, nbytes)
+            self._hand_over(number, outcome)
+        del self._held[worker]
+        return None if worker is self._inline else self._next_step(worker)
+
+    def _hand_over(self, number: int, outcome: Any) -> None:
+        if type(outcome) is Failed:
+            outcome = Failed(stage_error(self._plan.name, number, outcome.error))
+            self._ended = self._failed = True  # nothing after it will be asked for
+            ring_all(self.gate.can_claim)
+        if self._buffer.put(number, outcome) and self._num_waiting:
+            self.gate.has_item.notify()
 
     def _end(self, worker: Worker, error: BaseException) -> None:
         """The source is exhausted, or failed: no more claims."""
         self._ended = True
         self._workers.discard(worker)
-        is_shutdown = self._closing and isinstance(error, StoppedError)  # upstream's, and no failure
+        is_shutdown = self.gate.is_closing and isinstance(error, StoppedError)  # upstream's, and no failure
         if not (isinstance(error, StopIteration) or is_shutdown):
             number = self._intake.next_number
             failure = stage_error(self._plan.name, number, error, "The error came from the stage's source.")
             self._in_flight += 1
             self._buffer.put(self._intake.first_missing, Failed(failure))
-        self._can_claim.notify_all()
-        self._has_item.notify_all()
+        ring_all(self.gate.can_claim)
+        self.gate.has_item.notify_all()
 
     def _review_bound(self) -> None:
         fixed = self._fixed_bound

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
+from lightning_intune.flow.gate import Bench
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
 
 IDLE, BUSY, STARVED, BLOCKED = "idle", "busy", "starved", "blocked"
@@ -24,13 +26,17 @@ class Worker:
     item pays for two wall-clock readings and nothing else.
     """
 
-    __slots__ = ("_account", "_cpu_clock", "_schedstat", "number", "phase", "since_s")
+    __slots__ = ("_account", "_cpu_clock", "_schedstat", "bell", "bench", "number", "phase", "since_s")
 
     def __init__(self, now_s: float) -> None:
         self.phase = IDLE
         self.since_s = now_s
         self.number = -1
         """Number of the item in work while `phase` is busy."""
+        self.bell = threading.Lock()
+        self.bell.acquire()
+        self.bench: Bench = deque()
+        """Where it is to wait, when it has to."""
         self._cpu_clock: int | None = None
         self._schedstat: Path | None = None
         # The lane, and the CPU seconds of earlier lanes: one tuple, so that a reader never sees half a change.

@@ -25,8 +25,8 @@ from lightning_intune.flow import (
     Unbatch,
     Zip,
 )
-from lightning_intune.flow.elastic import ElasticStage
 from lightning_intune.flow.node import walk
+from lightning_intune.flow.stage import ElasticStage
 
 
 def triple(n: Any) -> Any:

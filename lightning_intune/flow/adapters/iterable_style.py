@@ -14,8 +14,8 @@ from lightning_intune.flow.adapters.options import Options
 from lightning_intune.flow.adapters.rank_share import world
 from lightning_intune.flow.adapters.shard_pool import ShardPool
 from lightning_intune.flow.adapters.shard_reader import Answer, ShardReader, Ticket
-from lightning_intune.flow.elastic import ElasticStage
 from lightning_intune.flow.node import Node, State
+from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.knobs import Bounds
 
 T = TypeVar("T")

@@ -13,10 +13,11 @@ from lightning_intune.flow.adapters.fetch import FetchBatch
 from lightning_intune.flow.adapters.options import Options
 from lightning_intune.flow.adapters.order import IndexSource
 from lightning_intune.flow.adapters.rank_share import index_sampler
-from lightning_intune.flow.elastic import ElasticMapper, ElasticStage
+from lightning_intune.flow.elastic import ElasticMapper
 from lightning_intune.flow.lanes.lane import Lane, LanePool
 from lightning_intune.flow.node import Node, State
 from lightning_intune.flow.pin import Pin, can_pin
+from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.knobs import Bounds
 
 _MAX_WORKERS = 64
