@@ -121,6 +121,7 @@ def whereabouts(what: str) -> Any:
         "random": lambda: (random.random(), float(np.random.random()), torch.rand(()).item()),  # noqa: NPY002
         "sigint": lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
         "environ": lambda: os.environ.get("LANES_TEST"),
+        "huge pages": lambda: os.environ.get("THP_MEM_ALLOC_ENABLE"),
         "cwd": os.getcwd,
         "memory": lambda: int(Path("/proc/self/statm").read_text().split()[1]),
     }[what]()

@@ -37,6 +37,17 @@ def test_a_worker_is_a_good_guest(context: str, monkeypatch: pytest.MonkeyPatch,
     assert (num_threads, ignores, told, cwd) == (1, True, "told", str(tmp_path))
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(None, "1"), ("0", "0")])
+def test_tensors_lie_on_huge_pages_unless_the_user_says_otherwise(
+    ours: str | None, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    if ours is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", ours)
+    with one_lane(functions.whereabouts) as lane:
+        assert lane.run(["huge pages"]) == [theirs]
+
+
 def test_growing_takes_the_warm_spare_and_warms_another() -> None:
     pool = ProcessLanePool(functions.whereabouts, name="stage")
     lanes = []

@@ -20,6 +20,7 @@ from lightning_intune.flow.lanes.child import Orders
 from lightning_intune.flow.lanes.function import PickledFunction, main_origin
 
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch, from 2 MB on; NumPy does so by itself
 
 
 class Process(ABC):
@@ -114,8 +115,11 @@ def execute(code: str, *fds: int) -> subprocess.Popen[bytes]:
 
 
 def environment() -> dict[str, str]:
-    """Ours, with native libraries told to use one thread: the stage's width is the parallelism."""
-    return {**os.environ, **dict.fromkeys(_SINGLE_THREADED, "1")}
+    """Ours, with native libraries told to use one thread: the stage's width is the parallelism.
+
+    And torch to ask for huge pages, unless the user has said something about it: a large tensor costs a fifth less.
+    """
+    return {_HUGE_PAGES: "1", **os.environ, **dict.fromkeys(_SINGLE_THREADED, "1")}
 
 
 @contextlib.contextmanager
