@@ -9,11 +9,15 @@ from lightning_intune.lazy import lazy_names
 if TYPE_CHECKING:
     from lightning_intune.dedup.jagged import Batch as Batch
     from lightning_intune.dedup.jagged import KeyedJagged as KeyedJagged
+    from lightning_intune.dedup.plan import DedupPlan as DedupPlan
+    from lightning_intune.dedup.plan import FeatureStats as FeatureStats
 
 __getattr__, __all__ = lazy_names(
     __name__,
     {
         "Batch": "lightning_intune.dedup.jagged",
+        "DedupPlan": "lightning_intune.dedup.plan",
+        "FeatureStats": "lightning_intune.dedup.plan",
         "KeyedJagged": "lightning_intune.dedup.jagged",
     },
 )
