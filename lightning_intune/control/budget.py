@@ -81,6 +81,7 @@ class Budget:
 
     def read(self) -> BudgetReading:
         """The budget now. Files that are missing or unreadable count as no limit."""
+        self._cgroup.look()
         num_throttled, throttled_s = self._cgroup.throttling()
         size, free = self._shm()
         allowed = self._allowed()

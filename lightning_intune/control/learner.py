@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lightning_intune.control.learning import double_q_target, polyak
 from lightning_intune.control.qnet import HIDDEN, Weights
+from lightning_intune.control.steps import Batch
 
 Tensor: TypeAlias = torch.Tensor
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """K steps and what came n turns later; arrays [K, ...], names as in `Observation`."""
-
-    stages: NDArray[np.float32]
-    whole: NDArray[np.float32]
-    is_stage: NDArray[np.bool_]
-    legal: NDArray[np.bool_]
-    moves: NDArray[np.int64]
-    """[K, N] the move made per stage."""
-    returns: NDArray[np.float32]
-    discount: NDArray[np.float32]
-    next_stages: NDArray[np.float32]
-    next_whole: NDArray[np.float32]
-    next_legal: NDArray[np.bool_]
-    other_moves: NDArray[np.int64]
-    """[K, M, N] joint moves that were not made; M may be 0."""
-    other_gains: NDArray[np.float32]
-    """[K, M] what they would have gained over the move made, by the simulator."""
-    weight: NDArray[np.float32]
-    """[K] 0 drops a step."""
 
 
 @final

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 
 from lightning_intune.control.arrays import Bools, Floats
 from lightning_intune.control.knowledge import Situation
+from lightning_intune.control.live_learner import LiveLearner
 from lightning_intune.control.observation import Observation
 from lightning_intune.control.q_policy import QPolicy
 from lightning_intune.control.qnet import QNet, Weights
 from lightning_intune.control.replay import Replay
 from lightning_intune.control.reward import REWARD_SCALE, RewardSettings, moved_share, reward
-
-if TYPE_CHECKING:
-    from lightning_intune.control.learner import Learner
 
 _CAPACITY = 1024
 _NUM_STEPS, _GAMMA = 3, 0.6
@@ -35,7 +33,7 @@ class OnlineLearning:
     ) -> None:
         self._policy, self._rng, self._every, self._lr, self._anchor = policy, rng, every, lr, anchor
         self._home: Weights = {name: array.copy() for name, array in policy.net.weights.items()}
-        self._learner: Learner | None = None
+        self._learner: LiveLearner | None = None
         self._replay: Replay | None = None
         self._before: tuple[float, Floats] | None = None
         self._scale = 0.0
@@ -72,10 +70,8 @@ class OnlineLearning:
         return np.clip(situation.predicted_proposal[0], 0.8 * rate, 1.2 * rate)
 
     def _learn(self) -> None:
-        from lightning_intune.control.learner import Learner
-
         if self._learner is None:
-            self._learner = Learner(self._policy.net.weights, lr=self._lr, polyak_rate=0.05)
+            self._learner = LiveLearner(self._policy.net.weights, lr=self._lr, polyak_rate=0.05)
         assert self._replay is not None
         batch = self._replay.sample(self._rng, 16, n=_NUM_STEPS, gamma=_GAMMA)
         if batch is None or not batch.weight.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 
@@ -11,9 +11,7 @@ from lightning_intune.control.action import MoveSet
 from lightning_intune.control.arrays import Bools, Floats, Ints
 from lightning_intune.control.learning import n_step_return
 from lightning_intune.control.observation import GLOBAL_FEATURES, STAGE_FEATURES, Observation
-
-if TYPE_CHECKING:
-    from lightning_intune.control.learner import Batch
+from lightning_intune.control.steps import Batch
 
 _KEPT = ("stages", "whole", "is_stage", "legal", "moves", "is_usable", "rewards", "is_start")
 
@@ -82,8 +80,6 @@ class Replay:
 
     def sample(self, rng: np.random.Generator, size: int, *, n: int, gamma: float) -> Batch | None:
         """`size` steps with their n-step returns, None before there are any. An episode's end drops a step."""
-        from lightning_intune.control.learner import Batch
-
         count = min(self.num_added, self.capacity)
         if count < n + 2:
             return None

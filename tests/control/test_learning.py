@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from lightning_intune.control.action import MOVES
-from lightning_intune.control.learner import Batch, Learner, joint_q
+from lightning_intune.control.learner import Learner, joint_q
 from lightning_intune.control.learning import double_q_target, n_step_return, polyak
+from lightning_intune.control.live_learner import LiveLearner
 from lightning_intune.control.observation import GLOBAL_FEATURES, STAGE_FEATURES, Observation
 from lightning_intune.control.qnet import QNet, initial_weights
 from lightning_intune.control.replay import Replay
+from lightning_intune.control.steps import Batch
 
 STAGES, WHOLE, NUM_MOVES = len(STAGE_FEATURES), len(GLOBAL_FEATURES), len(MOVES)
 
@@ -168,3 +170,51 @@ def test_a_replay_that_is_saved_and_loaded_gives_the_same_samples():
     one, other = (r.sample(np.random.default_rng(0), 32, n=2, gamma=0.5) for r in (replay, copy))
     np.testing.assert_array_equal(one.returns, other.returns)
     np.testing.assert_array_equal(one.stages, other.stages)
+
+
+def random_batch(rng, size=24, num_stages=4):
+    is_stage = rng.random((size, num_stages)) < 0.7
+    is_stage[:, 0] = True
+    legal = rng.random((size, num_stages, NUM_MOVES)) < 0.6
+    legal[..., 0] = True
+    moves = np.where(legal, rng.random(legal.shape), -1.0).argmax(-1)
+    next_legal = rng.random(legal.shape) < 0.6
+    next_legal[..., 0] = True
+    return Batch(
+        stages=(rng.normal(size=(size, num_stages, STAGES)) * is_stage[..., None]).astype(np.float32),
+        whole=rng.normal(size=(size, WHOLE)).astype(np.float32),
+        is_stage=is_stage,
+        legal=legal,
+        moves=moves,
+        returns=rng.normal(size=size).astype(np.float32),
+        discount=np.full(size, 0.216, dtype=np.float32),
+        next_stages=rng.normal(size=(size, num_stages, STAGES)).astype(np.float32),
+        next_whole=rng.normal(size=(size, WHOLE)).astype(np.float32),
+        next_legal=next_legal,
+        weight=(rng.random(size) < 0.8).astype(np.float32),
+        **no_others(size, num_stages),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learning_live_without_torch_takes_torchs_steps(seed):
+    rng = np.random.default_rng(seed)
+    weights = initial_weights(NUM_MOVES, rng)
+    for name in ("advantage2.weight", "value2.weight"):  # they start small, and hide errors of the layers below
+        weights[name] *= 20.0
+    with_torch = Learner(weights, lr=1e-3, polyak_rate=0.05)
+    live = LiveLearner(weights, lr=1e-3, polyak_rate=0.05)
+    for _ in range(5):
+        batch = random_batch(rng)
+        assert live.step(batch) == pytest.approx(with_torch.step(batch), rel=1e-4)
+    ours = live.weights()
+    for name, array in with_torch.weights().items():
+        np.testing.assert_allclose(ours[name], array, atol=2e-4, err_msg=name)
+
+
+def test_live_learning_follows_what_is_paid():
+    rng = np.random.default_rng(5)
+    live = LiveLearner(initial_weights(NUM_MOVES, rng), lr=3e-3, polyak_rate=0.0)
+    batch = random_batch(rng)
+    errors = [live.step(batch) for _ in range(150)]
+    assert errors[-1] < 0.3 * errors[0]
