@@ -31,6 +31,10 @@ class RowGroup:
     """Its number within the file, from 0."""
     num_rows: int
     """Rows in the file, before any filter."""
+    start: int = 0
+    """With `stop`: which of its rows are meant, where ranks share a row group."""
+    stop: int | None = None
+    """None: to its end."""
     index: int
     """Its number in the whole data set, from 0, the same on every rank and in every epoch."""
     epoch: int = 0
@@ -95,10 +99,20 @@ class ReadRowGroup:
                 f"({type(error).__name__}: {error}). The file was readable when the source was made: "
                 "see whether it is damaged, was replaced, or went away."
             ) from error
+        if row_group.start > 0 or row_group.stop is not None:
+            # Ranks that share a row group cut one and the same order, so that between them every row is read once.
+            stop = row_group.num_rows if row_group.stop is None else row_group.stop
+            return self._filtered(self._in_order(table, row_group).slice(row_group.start, stop - row_group.start))
+        return self._in_order(self._filtered(table), row_group)
+
+    def _in_order(self, table: pa.Table, row_group: RowGroup) -> pa.Table:
         if not self._shuffle:
             return table
         rng = np.random.Generator(np.random.PCG64([row_group.seed, row_group.epoch, row_group.index]))
         return table.take(pa.array(rng.permutation(table.num_rows)))
+
+    def _filtered(self, table: pa.Table) -> pa.Table:
+        return table if self._keep is None else table.filter(self._keep.expression).select(self._schema.names)
 
     def _read(self, row_group: RowGroup) -> pa.Table:
         with self._filesystem.open_input_file(row_group.path) as source:
@@ -114,8 +128,7 @@ class ReadRowGroup:
         if table.num_rows != row_group.num_rows:
             raise ValueError(f"it holds {table.num_rows} rows, and its footer said {row_group.num_rows}")
         columns = [self._column(table, field) for field in self._read_schema]
-        table = pa.Table.from_arrays(columns, names=self._read_schema.names)
-        return table if self._keep is None else table.filter(self._keep.expression).select(self._schema.names)
+        return pa.Table.from_arrays(columns, names=self._read_schema.names)
 
     def _column(self, table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
         # Every row group's column must have one type, or tables could not be joined into batches.

@@ -40,8 +40,9 @@ class ParquetSource(Node[RowGroup]):
 
     An epoch's order is that of the files, or with `shuffle` a permutation drawn from (seed, epoch). `set_epoch` says
     which epoch the next fresh `reset` begins. Row groups are dealt out over the ranks along that order, each to the
-    rank that has the fewest rows so far: every row is on exactly one rank per epoch, and ranks differ by at most
-    one row group's rows. The state is (seed, epoch, position) and does not grow.
+    rank that has the fewest rows so far; who then has too many gives the end of its last one to those that have too
+    few. So every row is on exactly one rank per epoch, ranks differ by one row at most, and fewer row groups than
+    there are ranks are read twice. The state is (seed, epoch, position) and does not grow.
     """
 
     def __init__(
@@ -94,16 +95,21 @@ class ParquetSource(Node[RowGroup]):
 
     @property
     def num_rank_rows(self) -> int:
-        """Rows this rank reads in the epoch that the next fresh `reset` begins."""
-        return int(self._rows[self._order_of(self._seed, self._next_epoch)].sum())
+        """Rows this rank reads in an epoch, before any filter."""
+        return _quota(self.num_rows, self.world_size, self.rank)
 
     @property
     def min_rank_rows(self) -> int:
-        """Rows that every rank surely has, in every epoch: what is dealt out differs by less than one row group."""
-        return max(0, -(-(self.num_rows - (self.world_size - 1) * int(self._rows.max())) // self.world_size))
+        """Rows that every rank has, in every epoch."""
+        return self.num_rows // self.world_size
+
+    @property
+    def max_rank_rows(self) -> int:
+        """Rows that no rank exceeds, in any epoch: one more than `min_rank_rows`, or as many."""
+        return _quota(self.num_rows, self.world_size, 0)
 
     def __len__(self) -> int:
-        """Row groups this rank reads in the epoch that the next fresh `reset` begins."""
+        """Row groups, or parts of them, that this rank reads in the epoch that the next fresh `reset` begins."""
         return len(self._order_of(self._seed, self._next_epoch))
 
     def reader(
@@ -145,10 +151,19 @@ class ParquetSource(Node[RowGroup]):
         """The next description; StopIteration at the epoch's end."""
         if self._position >= len(self._order):
             raise StopIteration
-        index = int(self._order[self._position])
+        index, start, stop = self._order[self._position].tolist()
         self._position += 1
         path, number, num_rows = self._groups[index]
-        return RowGroup(path=path, row_group=number, num_rows=num_rows, index=index, epoch=self._epoch, seed=self._seed)
+        return RowGroup(
+            path=path,
+            row_group=number,
+            num_rows=num_rows,
+            start=start,
+            stop=stop if stop < num_rows else None,
+            index=index,
+            epoch=self._epoch,
+            seed=self._seed,
+        )
 
     def next_burst(self, limit: int) -> list[RowGroup]:
         """Up to `limit` descriptions at once, at least one; StopIteration at the end."""
@@ -179,24 +194,50 @@ class ParquetSource(Node[RowGroup]):
             )
 
     def _order_of(self, seed: int, epoch: int) -> _Indices:
-        """The indices of this rank's row groups in the order of an epoch."""
+        """What this rank reads in an epoch, in order: [parts, 3], each an index and the rows [start, stop) of it."""
         order: _Indices = np.arange(len(self._groups), dtype=np.int64)
         if self.shuffle:
             order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(order)
         return _deal(order, self._rows[order], self.world_size)[self.rank]
 
 
+def _quota(num_rows: int, num_ranks: int, rank: int) -> int:
+    return num_rows // num_ranks + (rank < num_rows % num_ranks)
+
+
 def _deal(order: _Indices, rows: _Indices, num_ranks: int) -> list[_Indices]:
-    """`order` dealt out, each to the rank with the fewest rows so far, the lowest rank of several."""
-    if num_ranks == 1 or (rows == rows[0]).all():
-        return [order[rank::num_ranks] for rank in range(num_ranks)]
+    """`order` dealt out, each to the rank with the fewest rows so far, the lowest rank of several; then evened out.
+
+    Whoever has more than its quota held at most its quota before its last row group came: that one gives what is
+    too much.
+
+    >>> [share.tolist() for share in _deal(np.array([7, 5, 3]), np.array([4, 4, 4]), 2)]
+    [[[7, 0, 4], [3, 0, 2]], [[5, 0, 4], [3, 2, 4]]]
+    """
+    parts = np.stack([order, np.zeros_like(order), rows], axis=1)
+    if num_ranks == 1:
+        return [parts]
     loads: list[tuple[int, int]] = [(0, rank) for rank in range(num_ranks)]
     owners = np.empty(len(order), np.int64)
     for place, num_rows in enumerate(rows.tolist()):
         load, rank = loads[0]
         owners[place] = rank
         heapq.heapreplace(loads, (load + num_rows, rank))
-    return [order[owners == rank] for rank in range(num_ranks)]
+    missing = {rank: _quota(int(rows.sum()), num_ranks, rank) - load for load, rank in loads}
+    shares = [parts[owners == rank] for rank in range(num_ranks)]
+    takers = [rank for rank in range(num_ranks) if missing[rank] > 0]
+    for rank in range(num_ranks):
+        while missing[rank] < 0:
+            index, start, stop = shares[rank][-1].tolist()
+            taker = takers[0]
+            cut = max(start, stop - min(-missing[rank], missing[taker]))
+            shares[rank][-1, 2] = cut
+            shares[taker] = np.concatenate([shares[taker], [[index, cut, stop]]])
+            missing[rank] += stop - cut
+            missing[taker] -= stop - cut
+            if missing[taker] == 0:
+                takers.pop(0)
+    return [share[share[:, 1] < share[:, 2]] for share in shares]
 
 
 def _check_selection(columns: Sequence[str] | None) -> None:

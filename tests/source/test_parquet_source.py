@@ -64,20 +64,39 @@ def test_every_row_is_on_exactly_one_rank(
         ]
         promised = [(len(source), source.num_rank_rows) for source in ranks]
         shares = [list(source) for source in ranks]
-        largest = max(rows for groups in files for rows in groups)
-        counts = [sum(row_group.num_rows for row_group in share) for share in shares]
+        read = [
+            [row for group in share for row in source.reader()(group)["n"].to_pylist()]
+            for source, share in zip(ranks, shares, strict=True)
+        ]
+        counts = [len(rows) for rows in read]
         assert promised == [(len(share), count) for share, count in zip(shares, counts, strict=True)]
-        assert sorted(group.index for share in shares for group in share) == list(range(ranks[0].num_row_groups))
-        assert sum(counts) == ranks[0].num_rows == sum(map(sum, files))
-        assert max(counts) - min(counts) <= largest
-        assert min(counts) >= ranks[0].min_rank_rows
+        assert sorted(row for rows in read for row in rows) == list(range(sum(map(sum, files))))
+        assert min(counts) == ranks[0].min_rank_rows
+        assert max(counts) == ranks[0].max_rank_rows <= min(counts) + 1
+        assert sum(map(len, shares)) < ranks[0].num_row_groups + world_size  # hardly anything is read twice
 
 
-def test_uneven_row_groups_go_to_the_rank_with_the_fewest_rows() -> None:
-    # By hand: 9 to rank 0, 1 to rank 1, then 2 and 5 to rank 1 (1, 3 < 9), and 4 again to rank 1 (8 < 9).
+def test_uneven_row_groups_go_to_the_rank_with_the_fewest_rows_and_the_last_is_shared() -> None:
+    # By hand: 9 to rank 0, 1 to rank 1, then 2 and 5 to rank 1 (1, 3 < 9), and 4 again to rank 1 (8 < 9). Of 21 rows
+    # 11 are rank 0's: rank 1, with 12, gives it two of its last four, and it has 10 left.
     with folder([[9, 1, 2, 5, 4]]) as path:
-        shares = [[g.num_rows for g in ParquetSource(path, rank=rank, world_size=2)] for rank in range(2)]
-    assert shares == [[9], [1, 2, 5, 4]]
+        shares = [
+            [(g.index, g.start, g.stop) for g in ParquetSource(path, rank=rank, world_size=2)] for rank in range(2)
+        ]
+    assert shares == [[(0, 0, None), (4, 2, None)], [(1, 0, None), (2, 0, None), (3, 0, None), (4, 0, 2)]]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_ranks_that_share_a_row_group_filter_its_rows_once(shuffle: bool) -> None:
+    with folder([[10]]) as path:
+        rows = [
+            row
+            for rank in range(3)
+            for source in [ParquetSource(path, shuffle=shuffle, rank=rank, world_size=3, filters=[("n", ">", 2)])]
+            for group in source
+            for row in source.reader()(group)["n"].to_pylist()
+        ]
+    assert sorted(rows) == [3, 4, 5, 6, 7, 8, 9]
 
 
 def test_even_row_groups_are_dealt_out_in_turn() -> None:
