@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Generic, Literal, TypeVar, final
+from numbers import Integral
+from typing import Any, TypeVar, final
 
-import torch
-
-from lightning_intune.dedup.jagged import Batch
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.communicator import Communicator, GlooCommunicator
 from lightning_intune.flow.node import BaseNode, Node, State, shut_down
-from lightning_intune.flow.rank_share import RankShare, Report
+from lightning_intune.flow.padding import zero_weight
+from lightning_intune.flow.rank_share import RankShare
 from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.verdict import Mode, unkept, verdict
+from lightning_intune.flow.window import Window
 
 T = TypeVar("T")
 
 _JOIN_S = 5.0
-
-
-def zero_weight(item: Any) -> Any:
-    """The default padding: a copy of a `Batch` in which every sample weighs nothing. TypeError for another type.
-
-    >>> from lightning_intune.dedup.jagged import KeyedJagged
-    >>> empty = KeyedJagged([], torch.empty(0), torch.empty(0))
-    >>> zero_weight(Batch(dense=torch.ones(2, 1), sparse=empty, labels=torch.ones(2, 1))).weights
-    tensor([0., 0.])
-    """
-    if not isinstance(item, Batch):
-        raise TypeError(
-            f"EqualSteps: how to pad with a {type(item).__name__} that weighs nothing is not known. Pass pad=, a "
-            "function from an item to a copy that does not count in the loss, or use mode='drop'."
-        )
-    return replace(item, weights=torch.zeros(len(item)))
 
 
 @final
@@ -53,6 +36,17 @@ class EqualSteps(Node[T]):
     first. Up to two windows of items are held. Every rank must take its items in step with the others, as DDP does.
     With one rank items pass through.
 
+    With `num_items` the epochs have a length that is known beforehand, `len`: what this rank's source surely gives
+    (`drop`) or gives at most (`pad`), or a list of that for every rank. Of the former the ranks tell each other once,
+    at the first `len` or item, whichever comes first: every rank must come to it, as Lightning's do. The epoch then has
+    exactly the least (`drop`) or greatest (`pad`) of them as its steps, ranks that end before being padded up to it; a
+    source that does not keep to its `num_items` is a RuntimeError on all ranks, at the epoch's end. For Parquet,
+    without losing a row, in batches of `size`:
+
+        rows = source.max_rank_rows  # of a ParquetSource: in no epoch has a rank more
+        steps = EqualSteps(batches, mode="pad", num_items=[-(-rows // size)] * source.world_size)
+        loader = ElasticLoader(steps, num_batches=steps.__len__)
+
     A rank's source that fails ends all ranks after the last step they all have: that rank with its error, the
     others with a RuntimeError naming it. The state holds every rank's position, so that rank 0's may be loaded by
     all: it needs no collective, and ConfigError tells of another number of ranks.
@@ -64,9 +58,10 @@ class EqualSteps(Node[T]):
         self,
         source: BaseNode[T],
         *,
-        mode: Literal["drop", "pad"] = "drop",
+        mode: Mode = "drop",
         window: int = 8,
         pad: Callable[[T], T] = zero_weight,
+        num_items: int | Sequence[int] | None = None,
         communicator: Communicator | None = None,
         join_s: float = _JOIN_S,
     ) -> None:
@@ -77,22 +72,51 @@ class EqualSteps(Node[T]):
             raise ConfigError(f"EqualSteps: window={window} agrees on nothing. Set it to 1 or more.")
         if not callable(pad):
             raise ConfigError(f"EqualSteps: pad={pad!r} cannot be called. Pass a function from an item to its copy.")
-        self._source, self._mode, self._window, self._pad = source, mode, window, pad
+        self._source, self._window, self._pad = source, window, pad
+        self._mode: Mode = mode
         self._ranks: Communicator = GlooCommunicator() if communicator is None else communicator
         self._join_s = join_s
-        self._pending: _Round[T] | None = None
+        self._num_items = _checked_counts(num_items)
+        self._length: int | None = None
+        self._pending: Window[T] | None = None
+
+    def __len__(self) -> int:
+        """Steps of every epoch, on every rank; TypeError without `num_items`. See there for who may call it."""
+        if self._num_items is None:
+            raise TypeError("this EqualSteps has no num_items, so the number of steps shows at the epoch's end only")
+        if self._length is None:
+            self._length = (min if self._mode == "drop" else max)(self._all_counts(self._num_items))
+        return self._length
+
+    def _all_counts(self, counts: int | Sequence[int]) -> Sequence[int]:
+        world_size = self._ranks.world_size
+        if isinstance(counts, int):
+            if world_size == 1:
+                return [counts]
+            self._ranks.open()
+            return self._ranks.gather(counts)
+        if len(counts) != world_size:
+            raise ConfigError(
+                f"EqualSteps: num_items has {len(counts)} numbers for {world_size} ranks. Give one for each, or this "
+                "rank's own alone."
+            )
+        return counts
 
     def reset(self, initial_state: State | None = None) -> None:
         super().reset(initial_state)
         self._abandon(must_end=True)
-        state: State = initial_state or {"ranks": None, "skip": 0}
+        state: State = initial_state or {"ranks": None, "skip": 0, "steps": 0, "length": None}
         self._alone = self._ranks.world_size == 1
         restart = self._own_part(state["ranks"])
-        self._share = RankShare(self._source, restart, self._pad if self._mode == "pad" else None)
+        is_known = self._num_items is not None or state["length"] is not None
+        pads = self._mode == "pad" and (is_known or not self._alone)
+        self._share = RankShare(self._source, restart, self._pad if pads else None)
         self._skip: int = state["skip"]  # deliveries of a resumed window that were made before
         self._loaded = self._state = state
         self._items: list[T] = []
-        self._num_steps = self._place = self._num_rounds = 0
+        self._begun: int = state["steps"]  # steps of this epoch before the present window
+        self._total: int | None = state["length"]
+        self._num_steps = self._place = self._num_windows = 0
         self._is_last = False
         self._failure: Exception | None = None
 
@@ -114,8 +138,10 @@ class EqualSteps(Node[T]):
 
     def get_state(self) -> State:
         if self._alone:
-            return self._loaded if self._skip > 0 else {"ranks": [self._share.restart()], "skip": 0}
-        if self._skip > 0 or self._num_rounds == 0:
+            if self._skip > 0:
+                return self._loaded
+            return {"ranks": [self._share.restart()], "skip": 0, "steps": self._begun, "length": self._total}
+        if self._skip > 0 or self._num_windows == 0:
             return self._loaded
         return {**self._state, "skip": self._place}
 
@@ -136,16 +162,35 @@ class EqualSteps(Node[T]):
         return ranks[self._ranks.rank]
 
     def _next_alone(self) -> T:
+        self._settle_length()
         while self._skip > 0:
             self._share.pull()
             self._skip -= 1
-        return self._share.pull()
+        if self._is_last and self._mode == "drop":
+            raise StopIteration
+        try:
+            item = self._share.pull()
+        except StopIteration:
+            if self._is_last or self._total is None:
+                raise
+            if self._mode == "drop":
+                raise RuntimeError(unkept(0, "has ended before its num_items")) from None
+            item = self._share.padding()
+        else:
+            if self._is_last:
+                raise RuntimeError(unkept(0, "has more items than its num_items"))
+        self._begun += 1
+        return item
 
     def _advance(self) -> None:
         """Make the window agreed on the present one, and let the next be agreed on meanwhile."""
-        if self._pending is None:
+        if self._num_windows == 0:
             self._ranks.open()
-            self._pending = self._begin_round()
+            self._settle_length()
+            if self._is_last:
+                return
+        if self._pending is None:
+            self._pending = self._begin_window()
         done = self._pending
         done.thread.join()
         self._pending = None
@@ -154,35 +199,38 @@ class EqualSteps(Node[T]):
             return
         self._decide(done)
         if not self._is_last:
-            self._pending = self._begin_round()
+            self._pending = self._begin_window()
 
-    def _begin_round(self) -> _Round[T]:
+    def _settle_length(self) -> None:
+        """Before the first step: the number of steps of this epoch, if any; a resumed one keeps to its own."""
+        if self._num_items is not None:
+            length = len(self)
+            self._total = length if self._total is None else self._total
+        self._is_last = self._total is not None and self._begun >= self._total
+
+    def _begin_window(self) -> Window[T]:
         # Small windows first: the first step need not wait for a whole one.
-        return _Round(self._share, min(self._window, 1 << min(self._num_rounds, 30)), self._ranks)
+        size = min(self._window, 1 << min(self._num_windows, 30))
+        left = self._left()
+        if left is not None:  # where padding ends, one more shows whether the source keeps to its num_items
+            size = min(size, left + (self._mode == "pad"))
+        return Window(self._share, size, self._ranks)
 
-    def _decide(self, done: _Round[T]) -> None:
+    def _left(self) -> int | None:
+        """Steps of the epoch behind those decided on; None where it shows at their end only."""
+        return None if self._total is None else self._total - self._begun - self._num_steps
+
+    def _decide(self, done: Window[T]) -> None:
         """From the reports, the same on all ranks: how many steps the window has, and whether it is the last."""
-        reports = done.reports
-        counts = [report.num_items for report in reports]
-        num_steps = min(counts) if self._mode == "drop" else max(counts)
-        failed = [rank for rank, report in enumerate(reports) if report.error is not None]
-        if failed:
-            num_steps = min([num_steps, *(counts[rank] for rank in failed)])
-            self._failure = done.error or RuntimeError(
-                f"EqualSteps: rank {failed[0]} failed with {reports[failed[0]].error}, and no rank can go on without "
-                "it. See that rank's own traceback."
-            )
-        bare = [rank for rank, report in enumerate(reports) if not report.can_pad]
-        if self._mode == "pad" and num_steps > 0 and bare:
-            num_steps, failed = 0, bare
-            self._failure = RuntimeError(
-                f"EqualSteps: rank {bare[0]} has no item at all this epoch, so there is nothing to make copies of. "
-                "Give every rank some data, use fewer ranks, or mode='drop'."
-            )
-        self._items, self._num_steps, self._place = done.items, num_steps, 0
-        self._is_last = num_steps < done.size or bool(failed)
-        self._state = {"ranks": [report.restart for report in reports], "skip": 0}
-        self._num_rounds += 1
+        found = verdict(done.reports, size=done.size, mode=self._mode, left=self._left())
+        if found.failure is not None:
+            self._failure = done.error or RuntimeError(found.failure)
+        self._begun += self._num_steps
+        self._items, self._num_steps, self._place = done.items, found.num_steps, 0
+        self._is_last = found.is_last
+        ranks = [report.restart for report in done.reports]
+        self._state = {"ranks": ranks, "skip": 0, "steps": self._begun, "length": self._total}
+        self._num_windows += 1
 
     def _abandon(self, *, must_end: bool) -> None:
         """Let the round under way come to its end: every rank that took as many items has begun it too."""
@@ -209,29 +257,13 @@ class EqualSteps(Node[T]):
         return {**kept, "_pending": None}
 
 
-@final
-class _Round(Generic[T]):
-    """One window being pulled and agreed on, in a thread that ends with it. All but `stop` is read after its end."""
-
-    def __init__(self, share: RankShare[T], size: int, ranks: Communicator) -> None:
-        self.size = size
-        self.items: list[T] = []
-        self.error: Exception | None = None
-        self.failure: Exception | None = None
-        """Why no agreement was reached."""
-        self.reports: list[Report] = []
-        self._share, self._ranks = share, ranks
-        self._stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="equal-steps", daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        """Pull no more; the others are still told."""
-        self._stopped.set()
-
-    def _run(self) -> None:
-        self.items, self.error, report = self._share.read(self.size, self._stopped)
-        try:
-            self.reports = self._ranks.gather(report)
-        except Exception as raised:  # noqa: BLE001 - raised in the consumer
-            self.failure = raised
+def _checked_counts(num_items: Any) -> int | list[int] | None:
+    if num_items is None:
+        return None
+    counts: list[Any] = list(num_items) if isinstance(num_items, Sequence) else [num_items]
+    if not counts or not all(isinstance(count, Integral) and int(count) >= 0 for count in counts):
+        raise ConfigError(
+            f"EqualSteps: num_items={num_items!r} is no number of items, nor a list of one for each rank. Give an int "
+            "of 0 or more, such a list, or None where nothing is known."
+        )
+    return [int(count) for count in counts] if isinstance(num_items, Sequence) else int(counts[0])

@@ -13,6 +13,12 @@ from lightning_intune.flow.run import StoppedError
 T = TypeVar("T")
 
 
+NOTHING_TO_COPY = (
+    "EqualSteps: rank {rank} has no item at all this epoch, so there is nothing to make copies of. Give every rank "
+    "some data, use fewer ranks, or mode='drop'."
+)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -74,17 +80,25 @@ class RankShare(Generic[T]):
         return {"source": self._start, "drop": self._num_dropped}
 
     def restart(self) -> State:
-        """Where to resume behind the last item pulled."""
-        return {"source": self._source.state_dict(), "drop": 0} if self._to_drop == 0 else self.restart_of_window()
+        """Where to resume behind the last item pulled; one that may need copies pulls that item again."""
+        is_behind = self._to_drop == 0 and self._pad is None
+        return {"source": self._source.state_dict(), "drop": 0} if is_behind else self.restart_of_window()
 
     def pull(self) -> T:
         """The next item, for a rank that is alone."""
         self._drop()
-        return next(self._source)
+        if self._pad is None:
+            return next(self._source)
+        before = self._source.state_dict()
+        item = self._take()
+        self._start, self._num_dropped = before, 1
+        return item
 
     def padding(self) -> T:
         """Another copy that weighs nothing."""
         assert self._pad is not None, "only mode='pad' has steps without an item"
+        if not self._last:
+            raise RuntimeError(NOTHING_TO_COPY.format(rank=0))
         return self._pad(self._last[0])
 
     def _drop(self) -> None:

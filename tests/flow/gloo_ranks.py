@@ -30,6 +30,9 @@ def main() -> None:
         dist.all_reduce(step)  # the training's own, on the default group
     out["pad"] += pad
 
+    known = EqualSteps(IterableSource(items), mode="pad", num_items=len(items), window=4, pad=lambda _: (-1, -1))
+    out["known"] = [len(known), *known]
+
     half = make("drop")
     list(islice(half, 6))
     state = [half.state_dict()]
