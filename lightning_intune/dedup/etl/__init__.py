@@ -1,0 +1,1 @@
+"""Sessions on disk: made up (`synth`), measured (`analyze`), clustered (`cluster`)."""
