@@ -12,6 +12,8 @@ from lightning_intune.flow.gate import Gate
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker
 
+_LANE_PATIENCE_S = 1.0
+
 Work = list[tuple[int, Any]]
 
 
@@ -125,8 +127,12 @@ class Crew:
             lane.kill()
 
     def join(self) -> None:
-        """Wait for every worker, `join_s` in all. Lanes are then killed; a thread cannot be, and is warned of."""
-        deadline_s = self._plan.clock() + self._plan.join_s
+        """Wait for every worker, `join_s` in all, less for lanes, which are then killed.
+
+        A thread cannot be, and is warned of.
+        """
+        patience_s = self._plan.join_s if self._plan.lanes is None else min(self._plan.join_s, _LANE_PATIENCE_S)
+        deadline_s = self._plan.clock() + patience_s
         with self._gate.lock:
             threads = [thread for thread in self._threads if thread is not threading.current_thread()]
         for thread in threads:
@@ -135,11 +141,11 @@ class Crew:
         if late:
             self.interrupt()
             for thread in late:
-                thread.join(1.0 if self._plan.lanes is not None else 0.0)
+                thread.join(_LANE_PATIENCE_S if self._plan.lanes is not None else 0.0)
         if any(thread.is_alive() for thread in late):
             text = (
                 f"stage '{self._plan.name}': a worker is still inside its function or its source after "
-                f"{self._plan.join_s:g} s and is left behind as a daemon thread. Use method='process' "
+                f"{patience_s:g} s and is left behind as a daemon thread. Use method='process' "
                 "for functions that can block for ever: a process can be ended."
             )
             warnings.warn(text, ResourceWarning, stacklevel=2)

@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar, final
 import torch
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.node import BaseNode, Node, State, shut_down, walk
+from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
 from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.knobs import Knob
 from lightning_intune.meters import FlowStats
@@ -109,16 +109,14 @@ class ElasticLoader(Generic[T]):
         self._epoch = self._epoch + 1 if self._asked_epoch is None else self._asked_epoch
         self._asked_epoch, self._num_yielded, self._ahead = None, 0, None
         self._untouched, self._resumed = True, False
-        if isinstance(self.root, Node):
-            self.root.set_epoch(self._epoch)
+        set_epoch(self.root, self._epoch)
         self.root.reset(None)
 
     def _resume(self, state: State) -> None:
         self._loaded, self._ahead = None, None
         self._epoch, self._num_yielded = state["epoch"], state["num_yielded"]
         self._asked_epoch, self._untouched, self._resumed = None, True, True
-        if isinstance(self.root, Node):
-            self.root.set_epoch(self._epoch)
+        set_epoch(self.root, self._epoch)
         self.root.reset(state["root"])
         if self.restart_on_stop_iteration:
             try:

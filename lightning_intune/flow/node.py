@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torchdata.nodes import BaseNode as BaseNode
@@ -55,8 +55,10 @@ class Node(BaseNode[T]):
     def set_epoch(self, epoch: int) -> None:
         """Tell the sources which epoch the next fresh `reset` begins; seeded orders depend on it."""
         for source in self._sources:
-            if isinstance(source, Node):
-                source.set_epoch(epoch)
+            set_epoch(source, epoch)
+
+    def release(self) -> None:
+        """Let whoever waits in `next` of this very node go: its pass is over, and a `reset` follows. Any thread."""
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) begins anew, as after construction: where a node stands is in its state.
@@ -75,15 +77,47 @@ class Bursting(Protocol):
         ...
 
 
-def shut_down(node: object) -> None:
-    """Shut `node` down if it knows how; foreign nodes are walked by their `source` attribute."""
+def sources_of(node: BaseNode[Any]) -> list[BaseNode[Any]]:
+    """The nodes that `node` pulls from; a foreign one keeps them in attributes, or in lists, tuples or dicts there."""
+    if isinstance(node, Node):
+        return list(node.sources)
+    # What torchdata's own nodes keep besides is their present iterator.
+    is_torchdata = type(node).__module__.startswith("torchdata.")
+    values = [value for name, value in vars(node).items() if not (is_torchdata and name.startswith("_"))]
+    found: dict[int, BaseNode[Any]] = {}
+    for value in values:
+        members: Iterable[Any] = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
+        for member in members if isinstance(value, list | tuple | dict) else [value]:
+            if isinstance(member, BaseNode):
+                found[id(member)] = member  # pyright: ignore[reportUnknownArgumentType]
+    return list(found.values())
+
+
+def shut_down(node: BaseNode[Any]) -> None:
+    """Shut `node` down if it knows how, else what is upstream of it."""
     stop = getattr(node, "shutdown", None)
     if callable(stop):
         stop()
         return
-    source = getattr(node, "source", None)
-    if isinstance(source, BaseNode):
+    for source in sources_of(node):
         shut_down(source)
+
+
+def set_epoch(node: BaseNode[Any], epoch: int) -> None:
+    """Tell `node` its epoch; a foreign one that does not pass that on by itself is passed by."""
+    tell = getattr(node, "set_epoch", None)
+    if callable(tell):
+        tell(epoch)
+    if not isinstance(node, Node):
+        for source in sources_of(node):
+            set_epoch(source, epoch)
+
+
+def release(node: BaseNode[Any]) -> None:
+    """Release whoever waits in `node` or upstream of it (see `Node.release`)."""
+    for upstream in walk(node):
+        if isinstance(upstream, Node):
+            upstream.release()
 
 
 def has_fixed_order(node: BaseNode[Any]) -> bool:
@@ -99,10 +133,8 @@ def walk(node: BaseNode[Any]) -> Iterator[BaseNode[Any]]:
         if id(node) in seen:
             return
         seen.add(id(node))
-        upstream = node.sources if isinstance(node, Node) else (getattr(node, "source", None),)
-        for source in upstream:
-            if isinstance(source, BaseNode):
-                yield from visit(source)
+        for source in sources_of(node):
+            yield from visit(source)
         yield node
 
     return visit(node)

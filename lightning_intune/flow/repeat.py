@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar, final
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.node import BaseNode, Node, State
+from lightning_intune.flow.node import BaseNode, Node, State, set_epoch
 
 T = TypeVar("T")
 
@@ -74,6 +74,5 @@ class Repeat(Node[T]):
 
 def reset_in_epoch(source: BaseNode[Any], epoch: int, state: State | None) -> None:
     """Tell `source` its epoch, where it can hear, and reset it."""
-    if isinstance(source, Node):
-        source.set_epoch(epoch)
+    set_epoch(source, epoch)
     source.reset(state)

@@ -7,9 +7,7 @@ thread, no sorter thread and no polling; whoever waits is woken by the event it 
 
 from __future__ import annotations
 
-import os
 import time
-import weakref
 from collections import deque
 from typing import Any, final
 
@@ -17,6 +15,7 @@ from lightning_intune.errors import stage_error
 from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
 from lightning_intune.flow.byte_room import ByteRoom
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
+from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.gate import Gate, ring, ring_all
 from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
@@ -66,7 +65,7 @@ class Run:
         self._ended = self._failed = False
         self._fault: BaseException | None = None
         self._end_text = "was shut down"
-        _RUNS.add(self)
+        renew_after_fork(self)
 
     # ---- the consumer ----
 
@@ -190,7 +189,12 @@ class Run:
             gauges = {"num_in_flight": self._in_flight, "max_in_flight": self._bound}
             return reading | gauges | {"num_ready": num_ready, "bytes_ready": bytes_ready}
 
-    def orphan(self) -> None:
+    @property
+    def is_pulling(self) -> bool:
+        """Whether somebody is in the source."""
+        return self._claiming
+
+    def after_fork(self) -> None:
         """In a forked child: the workers are not here, and one of them may have held the lock."""
         self.gate.renew()
         self._lock = self.gate.lock
@@ -375,15 +379,3 @@ class Run:
     def _review_bound(self) -> None:
         fixed = self._fixed_bound
         self._bound = fixed if fixed is not None else self._plan.max_in_flight(self._target, self._meter)
-
-
-_RUNS: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-def _orphan_runs() -> None:
-    for run in list(_RUNS):
-        run.orphan()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_orphan_runs)

@@ -10,7 +10,8 @@ from numbers import Integral
 from typing import Any, TypeVar
 
 from lightning_intune.errors import ConfigError, StageError
-from lightning_intune.flow.node import BaseNode, Node, State, shut_down
+from lightning_intune.flow.forks import renew_after_fork
+from lightning_intune.flow.node import BaseNode, Node, State, release, shut_down
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.run import Run, StoppedError
 from lightning_intune.flow.stage_meter import StageMeter
@@ -42,7 +43,8 @@ class ElasticStage(Node[T]):
         self._meter = StageMeter(plan.tiny_s)
         self._run: Run | None = None
         self._finalizer: weakref.finalize[..., ElasticStage[T]] | None = None
-        self._turning = threading.Lock()
+        self.after_fork()
+        renew_after_fork(self)
         self._error: StageError | None = None
         self._target = self._checked(width)
 
@@ -70,8 +72,12 @@ class ElasticStage(Node[T]):
         """Workers and the bound on items in flight (None: the engine's choice) at the present target."""
 
     def reset(self, initial_state: State | None = None) -> None:
-        """Begin a pass over the source, from its start or from a state of any widths and lanes."""
-        self._end_run()
+        """Begin a pass over the source, from its start or from a state of any widths and lanes.
+
+        Items in work are finished first, and dropped: functions that block are waited for up to 5 s, then left behind
+        (a process is killed after 1 s). RuntimeError where it is the source that blocks. Ctrl-C ends the wait.
+        """
+        self._end_run(must_end=True)
         self._error = None
         run = Run(self._plan, self._source, initial_state, self._meter)
         with self._turning:
@@ -162,7 +168,17 @@ class ElasticStage(Node[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._meter, self._turning = StageMeter(self._plan.tiny_s), threading.Lock()
+        self._meter = StageMeter(self._plan.tiny_s)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: somebody may have been turning the knob."""
+        self._turning = threading.Lock()
+
+    def release(self) -> None:
+        if self._run is not None:
+            self._run.gate.close()
 
     def _live_run(self) -> Run:
         if self._error is not None:
@@ -178,10 +194,23 @@ class ElasticStage(Node[T]):
             )
         return width
 
-    def _end_run(self) -> None:
-        if self._run is not None:
-            self._run.gate.close()
-            self._run.crew.join()
+    def _end_run(self, *, must_end: bool = False) -> None:
+        """Tell the workers of the pass to leave and wait for them (see `Crew.join`).
+
+        With `must_end` RuntimeError where one is still in the source then: two threads may not pull from it.
+        """
+        run = self._run
+        if run is not None:
+            run.gate.close()
+            if run.is_pulling:
+                release(self._source)  # a worker of ours that waits for a stage upstream
+            run.crew.join()
+            if must_end and run.is_pulling:
+                raise RuntimeError(
+                    f"stage '{self.name}': its source has not come back from `next` for {self._plan.join_s:g} s, and "
+                    "a new pass may not begin meanwhile: two threads would pull from one source. Reset again once "
+                    "it has come back, or build another graph."
+                )
         finalizer, self._finalizer = self._finalizer, None
         if finalizer is not None:
             finalizer.detach()

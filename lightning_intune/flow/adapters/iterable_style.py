@@ -160,6 +160,9 @@ class Weave(Node[T]):
             "over": sorted(self._over),
         }
 
+    def release(self) -> None:
+        self._pool.stop()
+
     def shutdown(self) -> None:
         self._pool.stop()
         super().shutdown()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, final
+from typing import Any, cast, final
 
 from torchdata.nodes import ParallelMapper, Prefetcher
 from torchdata.nodes.map import MapOverBatch
 
 from lightning_intune.flow.elastic import ElasticMapper, ElasticPrefetcher
-from lightning_intune.flow.node import BaseNode, Node, State
-
-T = TypeVar("T", covariant=True)
+from lightning_intune.flow.node import BaseNode
 
 
 def elastic_graph(root: BaseNode[Any]) -> BaseNode[Any]:
@@ -42,13 +40,9 @@ class _Rewiring:
         if isinstance(node, Prefetcher):
             every = max(1, node.snapshot_frequency)  # torchdata takes 0 for never
             return ElasticPrefetcher(self.replaced(node.source), node.prefetch_factor, every)
-        found: dict[int, BaseNode[Any]] = {}
         for key, value in list(vars(node).items()):
-            setattr(node, key, self._rewired(value, found))
-        sources = list(found.values())
-        if isinstance(node, Node) or not sources or (len(sources) == 1 and getattr(node, "source", None) is sources[0]):
-            return node
-        return Foreign(node, *sources)
+            setattr(node, key, self._rewired(value))
+        return node
 
     def _mapper(self, old: ParallelMapper[Any]) -> ElasticMapper[Any]:
         source, fn = old.source, old.map_fn
@@ -66,34 +60,13 @@ class _Rewiring:
             prebatch=old.prebatch,
         )
 
-    def _rewired(self, value: Any, found: dict[int, BaseNode[Any]]) -> Any:
+    def _rewired(self, value: Any) -> Any:
         if isinstance(value, BaseNode):
-            new = self.replaced(cast("BaseNode[Any]", value))
-            found[id(new)] = new
-            return new
+            return self.replaced(cast("BaseNode[Any]", value))
         members: Any = value.values() if isinstance(value, Mapping) else value
         if not isinstance(value, list | tuple | dict) or not any(isinstance(member, BaseNode) for member in members):
             return cast("Any", value)
         if isinstance(value, dict):
-            return {key: self._rewired(member, found) for key, member in cast("dict[Any, Any]", value).items()}
-        new_members = [self._rewired(member, found) for member in members]
+            return {key: self._rewired(member) for key, member in cast("dict[Any, Any]", value).items()}
+        new_members = [self._rewired(member) for member in members]
         return new_members if isinstance(value, list) else tuple(new_members)
-
-
-@final
-class Foreign(Node[T]):
-    """Somebody else's node over several sources, with what it lacks: they can be walked and shut down."""
-
-    def __init__(self, node: BaseNode[T], *sources: BaseNode[Any]) -> None:
-        super().__init__(*sources)
-        self._node = node
-
-    def reset(self, initial_state: State | None = None) -> None:
-        super().reset(initial_state)
-        self._node.reset(initial_state)
-
-    def next(self) -> T:
-        return next(self._node)
-
-    def get_state(self) -> State:
-        return self._node.state_dict()
