@@ -15,6 +15,8 @@ from lightning_intune.errors import ConfigError
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+    from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
+
 
 @final
 class KeyedJagged:
@@ -107,7 +109,7 @@ class Batch:
 
     dense: Tensor
     """[B, D] float32."""
-    sparse: KeyedJagged
+    sparse: KeyedJagged | InverseKeyedJaggedTensor
     """F keys of stride B."""
     labels: Tensor
     """[B, L] float32."""
@@ -140,7 +142,7 @@ class Batch:
             if tensor is not None:
                 tensor.record_stream(stream)
 
-    def _map(self, function: Callable[[Tensor], Tensor], sparse: KeyedJagged) -> Batch:
+    def _map(self, function: Callable[[Tensor], Tensor], sparse: KeyedJagged | InverseKeyedJaggedTensor) -> Batch:
         weights = None if self.weights is None else function(self.weights)
         return Batch(dense=function(self.dense), sparse=sparse, labels=function(self.labels), weights=weights)
 
