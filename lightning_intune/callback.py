@@ -86,8 +86,9 @@ class InTuneCallback(Callback):
                 "InTuneCallback: the training data comes from no ElasticLoader, so there is nothing to tune. Use "
                 "InTuneDataModule, or change one line: lightning_intune.elastic(your_dataloader)."
             )
-        if self._log_decisions and trainer.is_global_zero and trainer.log_dir is not None:
-            self._file = DecisionLog(Path(trainer.log_dir) / "intune_decisions.jsonl")
+        log_dir = trainer.log_dir  # a broadcast: every rank must ask
+        if self._log_decisions and trainer.is_global_zero and log_dir is not None:
+            self._file = DecisionLog(Path(log_dir) / "intune_decisions.jsonl")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, (meters, _) in self._tuned.items():
