@@ -7,75 +7,21 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torchdata.nodes import BaseNode, Batcher, IterableWrapper, Loader
+from torchdata.nodes import IterableWrapper
 
 from lightning_intune.errors import ConfigError, StageError, stage_error
-from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource, Node
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, Node
 from lightning_intune.flow.run import StoppedError
 from lightning_intune.flow.sizes import item_nbytes
 
 
 def same(item: Any) -> Any:
     return item
-
-
-class Epochs(BaseNode[Any]):
-    """A range that says which epoch it is in, as torchdata's own save-and-load tests want."""
-
-    def __init__(self, num_items: int) -> None:
-        super().__init__()
-        self._num_items, self._epoch = num_items, -1
-
-    def reset(self, initial_state: Any = None) -> None:
-        super().reset(initial_state)
-        self._at, self._epoch = (0, self._epoch + 1) if initial_state is None else initial_state["at"]
-
-    def next(self) -> Any:
-        if self._at >= self._num_items:
-            raise StopIteration
-        self._at += 1
-        return self._epoch, self._at
-
-    def get_state(self) -> Any:
-        return {"at": (self._at, self._epoch)}
-
-
-@pytest.mark.parametrize("kind", [Loader, ElasticLoader])
-@pytest.mark.parametrize("cut", [0, 7, 13])
-@pytest.mark.parametrize("every", [0, 1, 9])
-@pytest.mark.parametrize("prebatch", [None, 3])
-def test_it_saves_and_loads_wherever_torchdatas_mapper_and_prefetcher_do(
-    kind: Callable[..., Any], cut: int, every: int, prebatch: int | None
-) -> None:
-    node: Any = Batcher(Epochs(80), 6, drop_last=False)
-    node = ElasticMapper(node, same, 4, snapshot_frequency=every, prebatch=prebatch)
-    node = ElasticPrefetcher(node, 2, snapshot_frequency=every)
-    loader = kind(node)
-    at_start = loader.state_dict()
-    it = iter(loader)
-    first = list(islice(it, cut))
-    at_cut = loader.state_dict()
-    first += list(it)
-    at_end = loader.state_dict()
-    second = list(loader)
-    loader.load_state_dict(at_cut)
-    assert list(loader) == first[cut:]
-    assert list(loader) == second
-    loader.load_state_dict(at_start)
-    assert list(loader) == first
-    ending = kind(node, restart_on_stop_iteration=False)
-    ending.load_state_dict(at_end)
-    assert list(ending) == []
-    again = kind(node)
-    again.load_state_dict(at_end)
-    assert list(again) == second
 
 
 def test_an_item_of_no_bytes_makes_room_for_the_next_in_line() -> None:
