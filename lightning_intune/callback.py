@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
 from lightning_intune.control.agents import AgentName
 from lightning_intune.control.reward import Objective
+from lightning_intune.datamodule import TrainerProgress
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
 from lightning_intune.report import layout, scalars
@@ -80,6 +81,8 @@ class InTuneCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.history.clear()
         found = {name: _Meters(loader) for name, loader in _elastic(trainer.train_dataloader).items()}
+        for meters in found.values():
+            meters.loader.follow(TrainerProgress(trainer))  # checkpoints hold the last batch trained on
         self._tuned = {name: (meter, self._tuner(name, meter)) for name, meter in found.items()}
         if not self._tuned:
             rank_zero_warn(

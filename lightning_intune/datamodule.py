@@ -5,24 +5,27 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any, Literal, final
 
-from lightning.pytorch import LightningDataModule
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import device as Device  # noqa: N812 - a class, whatever torch calls it
 
 from lightning_intune.config import Schema
 from lightning_intune.dedup.jagged import Batch
 from lightning_intune.errors import ConfigError
+from lightning_intune.flow.agree import EqualSteps
 from lightning_intune.flow.batch import Rebatch
+from lightning_intune.flow.communicator import GlooCommunicator
 from lightning_intune.flow.elastic import ElasticMapper, ElasticPrefetcher
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.flow.node import Node
 from lightning_intune.flow.row_shuffle import RowShuffle
 from lightning_intune.flow.source import ParquetSource
-from lightning_intune.flow.take import Take
 from lightning_intune.flow.transform import ToBatch
 
 Paths = str | list[str]
 
 _STAGES = ("read", "transform", "prefetch")
+_WINDOW_BATCHES = 4
 
 
 @final
@@ -40,12 +43,14 @@ class InTuneDataModule(LightningDataModule):
         shuffle: Whether training draws row groups, and rows within them, in a new order every epoch.
         seed: Of those orders; the same seed gives the same batches at any width.
         mix_row_groups: From how many row groups at once a shuffled batch draws its rows; they are held in memory.
-        drop_last: Whether an epoch's last batch is left out where it is short. On several ranks it always is.
+        drop_last: Whether an epoch's last batch is left out where it is short.
         widths: Workers by stage to start with, as in ``{"read": 2, "transform": 1, "prefetch": 4}``.
         max_workers: No stage grows beyond this.
         method: Where `transform` runs: `thread`, or `process` for transforms that hold the GIL.
         max_prefetch_bytes: Bound on the bytes of batches kept ready; None bounds their number only.
         filesystem: Where the paths are: Arrow's or fsspec's; None for local paths and URIs.
+        filters: Rows to keep, as ``[["day", ">=", 5]]`` or an Arrow expression; None keeps all. Row groups that cannot
+            hold one are never read. An epoch's number of batches is not known beforehand then.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -70,6 +75,7 @@ class InTuneDataModule(LightningDataModule):
         method: Literal["thread", "process"] = "thread",
         max_prefetch_bytes: int | None = None,
         filesystem: Any = None,
+        filters: Any = None,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -77,6 +83,7 @@ class InTuneDataModule(LightningDataModule):
         self._drop_last, self._max_workers, self._method = drop_last, max_workers, method
         self._mix_row_groups = mix_row_groups
         self._max_prefetch_bytes, self._filesystem = max_prefetch_bytes, filesystem
+        self._filters = _as_tuples(filters)
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
         if batch_size < 1:
             raise ConfigError(f"InTuneDataModule: batch_size={batch_size} makes no batch. Set it to 1 or more.")
@@ -109,28 +116,31 @@ class InTuneDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             filesystem=self._filesystem,
+            filters=self._filters,
         )
         self.schema.validate(source.arrow_schema)
-        # Ranks' shares differ by less than a row group: all of them stop after the batches that each surely has.
-        drop_last = self._drop_last or world_size > 1
-        rows = source.min_rank_rows
-        num_batches = rows // self.batch_size if drop_last else -(-rows // self.batch_size)
-        if num_batches == 0:
+        drop_last = self._drop_last
+        num_batches = (
+            source.min_rank_rows // self.batch_size if drop_last else -(-source.max_rank_rows // self.batch_size)
+        )
+        if num_batches == 0 or source.min_rank_rows == 0:
             raise ConfigError(
                 f"InTuneDataModule: {source.num_rows} rows over {world_size} ranks do not fill one batch of "
-                f"{self.batch_size} each. Lower batch_size, use fewer ranks, or write smaller row groups."
+                f"{self.batch_size} each. Lower batch_size, or use fewer ranks."
             )
+        known = num_batches if self._filters is None else None  # what a filter lets through shows in reading only
         node: Node[Any] = self._stage(source, source.reader(dictionaries=True), "read", "thread")
         if shuffle and self._mix_row_groups > 1:
             num_tables = self._mix_row_groups
             node = RowShuffle(node, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
         else:
             node = Rebatch(node, self.batch_size, drop_last=drop_last)
-        if world_size > 1:
-            node = Take(node, num_batches)
         node = self._stage(node, ToBatch(self.schema), "transform", self._method)
         node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
-        return ElasticLoader(node, batch_size=self.batch_size, num_batches=num_batches)
+        if world_size > 1:
+            num_items = None if known is None else [known] * world_size
+            node = _equal_steps(node, "drop" if drop_last else "pad", num_items)
+        return ElasticLoader(node, batch_size=self.batch_size, num_batches=known)
 
     def _stage(self, source: Node[Any], function: Any, name: str, method: Any) -> ElasticMapper[Any]:
         width = self.widths[name]
@@ -140,7 +150,10 @@ class InTuneDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ElasticLoader[Batch]:
         """The loader of `train`."""
-        return self._split("train")
+        loader = self._split("train")
+        if self.trainer is not None:
+            loader.follow(TrainerProgress(self.trainer))
+        return loader
 
     def val_dataloader(self) -> ElasticLoader[Batch]:
         """The loader of `val`."""
@@ -178,6 +191,57 @@ class InTuneDataModule(LightningDataModule):
     def _shutdown(self) -> None:
         for loader in self.loaders.values():
             loader.shutdown()
+
+
+@final
+class TrainerProgress:
+    """How far a Trainer's `fit` has come in its epoch: what a checkpoint's loader position is made from.
+
+    Lightning counts a batch as `ready` when it begins, as `processed` before `on_train_batch_end`, and goes on behind
+    the processed ones after a restart. Its fetcher takes one batch ahead where there is no `len`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._fit = trainer, trainer.fit_loop
+        self._batches: Any = self._fit.epoch_loop.batch_progress  # its counters are declared less than they are
+        self._epochs: Any = self._fit.epoch_progress
+
+    def num_fetched(self) -> int:
+        fetcher = self._fit._data_fetcher  # pyright: ignore[reportPrivateUsage] - nothing public counts it
+        return 0 if fetcher is None else fetcher.fetched
+
+    def num_trained(self) -> int:
+        return self._batches.current.processed
+
+    def next_epoch(self) -> int | None:
+        batches = self._batches.current
+        is_last = self._batches.is_last_batch or batches.ready == self._trainer.num_training_batches
+        if not is_last or batches.ready == 0 or batches.processed < batches.ready:
+            return None
+        return self._epochs.current.started
+
+
+def _equal_steps(node: Node[Batch], mode: Literal["drop", "pad"], num_items: list[int] | None) -> EqualSteps[Batch]:
+    """`node` with as many steps on every rank: last in the graph, where the ranks take their batches in step.
+
+    The group is made here, where Lightning has brought every rank to the same place.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            "InTuneDataModule: the Trainer has several ranks, and torch.distributed is not initialized, so they cannot "
+            "agree on their steps. Use a strategy that does that, as ddp or fsdp do."
+        )
+    ranks = GlooCommunicator()
+    ranks.open()
+    return EqualSteps(node, mode=mode, window=_WINDOW_BATCHES, num_items=num_items, communicator=ranks)
+
+
+def _as_tuples(filters: Any) -> Any:
+    """YAML has no tuples, and pyarrow wants a condition (column, operator, value) to be one."""
+    if not isinstance(filters, list):
+        return filters
+    is_condition = len(filters) == 3 and isinstance(filters[1], str)  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(filters) if is_condition else [_as_tuples(member) for member in filters]
 
 
 def _splits() -> tuple[str, ...]:

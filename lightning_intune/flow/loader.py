@@ -13,6 +13,7 @@ import torch
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
 from lightning_intune.flow.stage import ElasticStage
+from lightning_intune.flow.trail import Progress, Trail
 from lightning_intune.knobs import Knob
 from lightning_intune.meters import FlowStats
 
@@ -65,7 +66,9 @@ class ElasticLoader(Generic[T]):
         self._pass: _Pass[T] | None = None
         self._untouched = self._resumed = False
         self._loaded: State | None = None
-        self._ahead: tuple[State, T] | None = None
+        self._ahead: tuple[State | None, T] | None = None
+        self._before: State | None = None  # the pass's first delivery, of a loader that follows nobody yet
+        self._trail: Trail | None = None
         self._batches = self._samples = 0
         self._wait_s = 0.0
         self.stages: Mapping[str, ElasticStage[Any]] = _named_stages(root)
@@ -127,6 +130,10 @@ class ElasticLoader(Generic[T]):
     def _next(self, asking: _Pass[T]) -> T:
         if asking is not self._pass:
             raise RuntimeError("this iterator is stale: a newer iter() of the same ElasticLoader has begun")
+        if self._trail is not None:
+            self._trail.note(self._standing())
+        elif self._untouched:  # Lightning takes one before it tells anybody that training begins
+            self._before = self._standing()
         self._untouched = False
         began_s = self._clock()
         try:
@@ -148,18 +155,43 @@ class ElasticLoader(Generic[T]):
     # ---- state ----
 
     def state_dict(self) -> State:
-        """Where the present pass stands: after the last batch taken. A few hundred bytes per stage."""
+        """Where the present pass stands: after the last batch taken, or trained on where that is known (`follow`).
+
+        A few hundred bytes per stage.
+        """
         if self._loaded is not None:
             return self._loaded
         if self._epoch < 0:
             self._begin()
-        return {
-            "version": _VERSION,
-            "graph": _fingerprint(self.root),
-            "epoch": self._epoch,
-            "num_yielded": self._num_yielded,
-            "root": self._ahead[0] if self._ahead is not None else self.root.state_dict(),
-        }
+        return {"version": _VERSION, "graph": _fingerprint(self.root), **self._to_resume()}
+
+    def follow(self, progress: Progress) -> None:
+        """Let `state_dict` tell the position behind the last batch *trained on*: trainers take batches ahead.
+
+        A trainer that has come to the end of its epoch (it may take less than a whole one) resumes with the next.
+        """
+        self._trail = Trail(progress)
+        if self._before is not None and progress.num_fetched() == 1:
+            self._trail.note(self._before, num_fetched=0)
+        self._before = None
+
+    def _to_resume(self) -> State:
+        if self._trail is not None:
+            epoch = self._trail.next_epoch()
+            if epoch is not None:
+                return {"epoch": epoch, "num_yielded": 0, "root": None}
+            state = self._trail.first_untrained()
+            if state is not None:
+                return state
+        return self._standing()
+
+    def _standing(self) -> State:
+        root = self._ahead[0] if self._ahead is not None else self.root.state_dict()
+        return {"epoch": self._epoch, "num_yielded": self._num_yielded, "root": root}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy (ddp_spawn, notebooks) begins anew, in another trainer.
+        return {**self.__dict__, "_pass": None, "_ahead": None, "_before": None, "_trail": None}
 
     def load_state_dict(self, state_dict: State) -> None:
         """Make the next `iter` continue from there, at whatever widths and lanes this graph has.

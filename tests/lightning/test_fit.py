@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -207,23 +206,6 @@ def test_data_that_does_not_fit_is_refused_before_any_worker_starts(
 def test_a_callback_refuses_settings_at_construction(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         InTuneCallback(**settings)
-
-
-def test_ranks_share_the_rows_without_overlap_and_take_equally_many_steps(clicks: Path, schema: Schema) -> None:
-    rows: list[list[int]] = []
-    steps: set[int] = set()
-    for rank in range(3):
-        data = InTuneDataModule(schema, str(clicks), batch_size=300)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # pyright: ignore[reportAttributeAccessIssue]
-        data.setup("fit")
-        with data.train_dataloader() as loader:
-            batches = [batch.dense[:, 0].int().tolist() for batch in loader]
-            assert len(batches) == len(loader)
-        steps.add(len(batches))
-        rows.append([row for batch in batches for row in batch])
-    assert len(steps) == 1
-    assert steps.pop() * 300 * 3 > 0.7 * NUM_ROWS
-    assert len({row for rank in rows for row in rank}) == sum(map(len, rows))
 
 
 def test_epochs_shorter_than_a_turn_are_tuned_though_each_ends_with_a_validation(
