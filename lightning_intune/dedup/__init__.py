@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING
 from lightning_intune.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lightning_intune.dedup.features import DedupBatch as DedupBatch
+    from lightning_intune.dedup.features import DedupFeatures as DedupFeatures
     from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor as InverseKeyedJaggedTensor
     from lightning_intune.dedup.jagged import Batch as Batch
     from lightning_intune.dedup.jagged import KeyedJagged as KeyedJagged
+    from lightning_intune.dedup.measure import plan_for as plan_for
     from lightning_intune.dedup.plan import DedupPlan as DedupPlan
     from lightning_intune.dedup.plan import FeatureStats as FeatureStats
+    from lightning_intune.dedup.sessions import SessionsToBatch as SessionsToBatch
+    from lightning_intune.dedup.transform import DedupSparse as DedupSparse
 
 __getattr__, __all__ = lazy_names(
     __name__,
     {
         "Batch": "lightning_intune.dedup.jagged",
+        "DedupBatch": "lightning_intune.dedup.features",
+        "DedupFeatures": "lightning_intune.dedup.features",
         "DedupPlan": "lightning_intune.dedup.plan",
+        "DedupSparse": "lightning_intune.dedup.transform",
         "FeatureStats": "lightning_intune.dedup.plan",
         "InverseKeyedJaggedTensor": "lightning_intune.dedup.ikjt",
         "KeyedJagged": "lightning_intune.dedup.jagged",
+        "SessionsToBatch": "lightning_intune.dedup.sessions",
+        "plan_for": "lightning_intune.dedup.measure",
     },
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,51 +11,25 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lightning_intune.config import Schema
+from lightning_intune.config import Schema, SparseFeature
 from lightning_intune.dedup.jagged import Batch, KeyedJagged
 from lightning_intune.flow.features import Floats, Lengths, Rows, SparseEncoder, fill_floats, flat_values
 
+if TYPE_CHECKING:
+    from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
+
 
 @final
-class ToBatch:
-    """A function from a table of B rows to a `Batch`, as `schema` says. Picklable, and safe in several threads.
+class ToJagged:
+    """A function from a table of B rows to the sparse part of a batch, one key per feature, in their order."""
 
-    Its tensors are its own, so the table may go away. ValueError for a null, NaN or infinite label, or a weight that
-    is one of these or negative; a column the schema wants is checked beforehand, by `Schema.validate`.
+    def __init__(self, features: Sequence[SparseFeature]) -> None:
+        self._features = tuple(features)
+        self._encoders = [SparseEncoder(feature) for feature in self._features]
 
-    >>> from lightning_intune.config import DenseFeature, SparseFeature
-    >>> schema = Schema(dense=[DenseFeature(name="price", default=1.5)], labels=["click"],
-    ...                 sparse=[SparseFeature(name="item", num_embeddings=80, transform="id")])
-    >>> batch = ToBatch(schema)(pa.table({"price": [4.0, None], "item": [3, 99], "click": [1, 0]}))
-    >>> batch.dense.tolist(), batch.sparse.values().tolist(), batch.labels.tolist()
-    ([[4.0], [1.5]], [4, 0], [[1.0], [0.0]])
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
-        self._defaults = np.array([feature.default for feature in schema.dense], np.float32)[:, np.newaxis]
-        self._encoders = [SparseEncoder(feature) for feature in schema.sparse]
-        self._counts = [i for i, feature in enumerate(schema.dense) if feature.transform == "log1p"]
-
-    def __call__(self, table: pa.Table) -> Batch:
-        """The batch of these rows."""
-        return Batch(
-            dense=self._dense(table),
-            sparse=self._sparse(table),
-            labels=_torch(np.ascontiguousarray(_exact(table, self._schema.labels, "label").T)),
-            weights=None if self._schema.weight is None else _weights(table, self._schema.weight),
-        )
-
-    def _dense(self, table: pa.Table) -> Tensor:
-        # Feature by feature in memory while they are computed; one transposing copy at the end is the cheaper order.
-        block = _block(table, [feature.source_column for feature in self._schema.dense])
-        np.copyto(block, self._defaults, where=~np.isfinite(block))
-        for i in self._counts:
-            np.log1p(np.maximum(block[i], 0, out=block[i]), out=block[i])
-        return _torch(np.ascontiguousarray(block.T))
-
-    def _sparse(self, table: pa.Table) -> KeyedJagged:
-        features, num_rows = self._schema.sparse, table.num_rows
+    def __call__(self, table: pa.Table) -> KeyedJagged:
+        """The features of these rows."""
+        features, num_rows = self._features, table.num_rows
         lengths: Lengths = np.ones(len(features) * num_rows, np.int32)
         parts: list[tuple[SparseEncoder, pa.Array]] = []
         for i, (feature, encode) in enumerate(zip(features, self._encoders, strict=True)):
@@ -69,6 +43,55 @@ class ToBatch:
             begin, end = end, end + len(chunk)
             values[begin:end] = encode(chunk)
         return KeyedJagged([feature.name for feature in features], _torch(values), _torch(lengths))
+
+
+@final
+class ToBatch:
+    """A function from a table of B rows to a `Batch`, as `schema` says. Picklable, and safe in several threads.
+
+    Its tensors are its own, so the table may go away. ValueError for a null, NaN or infinite label, or a weight that
+    is one of these or negative; a column the schema wants is checked beforehand, by `Schema.validate`. `sparse` makes
+    the sparse part; None: `ToJagged` of the schema's features. `dedup.DedupSparse` stores repeated rows once.
+
+    >>> from lightning_intune.config import DenseFeature, SparseFeature
+    >>> schema = Schema(dense=[DenseFeature(name="price", default=1.5)], labels=["click"],
+    ...                 sparse=[SparseFeature(name="item", num_embeddings=80, transform="id")])
+    >>> batch = ToBatch(schema)(pa.table({"price": [4.0, None], "item": [3, 99], "click": [1, 0]}))
+    >>> batch.dense.tolist(), batch.sparse.values().tolist(), batch.labels.tolist()
+    ([[4.0], [1.5]], [4, 0], [[1.0], [0.0]])
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        sparse: Callable[[pa.Table], KeyedJagged | InverseKeyedJaggedTensor] | None = None,
+    ) -> None:
+        self._schema = schema
+        self._sparse = ToJagged(schema.sparse) if sparse is None else sparse
+        self._defaults = np.array([feature.default for feature in schema.dense], np.float32)[:, np.newaxis]
+        self._counts = [i for i, feature in enumerate(schema.dense) if feature.transform == "log1p"]
+
+    def __call__(self, table: pa.Table) -> Batch:
+        """The batch of these rows."""
+        return self.beside(self._sparse(table), table)
+
+    def beside(self, sparse: KeyedJagged | InverseKeyedJaggedTensor, table: pa.Table) -> Batch:
+        """The batch of these rows, its sparse part given; the table need have no column of that."""
+        return Batch(
+            dense=self._dense(table),
+            sparse=sparse,
+            labels=_torch(np.ascontiguousarray(_exact(table, self._schema.labels, "label").T)),
+            weights=None if self._schema.weight is None else _weights(table, self._schema.weight),
+        )
+
+    def _dense(self, table: pa.Table) -> Tensor:
+        # Feature by feature in memory while they are computed; one transposing copy at the end is the cheaper order.
+        block = _block(table, [feature.source_column for feature in self._schema.dense])
+        np.copyto(block, self._defaults, where=~np.isfinite(block))
+        for i in self._counts:
+            np.log1p(np.maximum(block[i], 0, out=block[i]), out=block[i])
+        return _torch(np.ascontiguousarray(block.T))
 
     def __repr__(self) -> str:
         return f"ToBatch({self._schema!r})"

@@ -1,0 +1,127 @@
+"""The session layout: one row of a table per session, so that nothing repeats and nothing need be searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from lightning_intune.column_types import is_list
+from lightning_intune.config import Schema, check_columns
+from lightning_intune.dedup.jagged import Batch
+from lightning_intune.dedup.transform import Part, assemble
+from lightning_intune.errors import ConfigError
+from lightning_intune.flow.transform import ToBatch, ToJagged
+
+LAYOUT_KEY = b"lightning_intune.layout"
+LEVEL_KEY = b"lightning_intune.session_level"
+
+
+@final
+class SessionsToBatch:
+    """A function from a table of sessions to the `Batch` of their impressions. Picklable, safe in several threads.
+
+    Columns named in `session_level` hold one value (or list) for the whole session, every other column a list with
+    one entry for each impression. Sparse features of the session are transformed once each; the batch's rows are the
+    impressions, session after session. A session without impressions adds no row. ValueError where two columns
+    disagree on how many impressions a session has; ConfigError where every feature is the session's.
+
+    `lightning-intune cluster --layout sessions` writes such files, and `session_level` from a file's metadata reads
+    which columns are which.
+
+    >>> from lightning_intune.config import SparseFeature
+    >>> features = [SparseFeature(name=name, num_embeddings=80, transform="id") for name in ("user", "item")]
+    >>> schema = Schema(sparse=features, labels=["click"])
+    >>> table = pa.table({"user": [3, 5], "item": [[1, 2], [3]], "click": [[0, 1], [0]]})
+    >>> batch = SessionsToBatch(schema, session_level=["user"])(table)
+    >>> batch.sparse["user"][0].tolist(), batch.sparse["item"][0].tolist(), batch.labels.tolist()
+    ([4, 4, 6], [2, 3, 4], [[0.0], [1.0], [0.0]])
+    """
+
+    def __init__(self, schema: Schema, *, session_level: Collection[str]) -> None:
+        self._level = frozenset(session_level)
+        self._lists = tuple(name for name in schema.columns if name not in self._level)
+        if not self._lists:
+            raise ConfigError(
+                "SessionsToBatch: session_level names every column of the schema, so nothing says how many impressions "
+                "a session has. Leave out of it what each impression has of its own: the labels at least."
+            )
+        shared = [feature for feature in schema.sparse if feature.source_column in self._level]
+        own = [feature for feature in schema.sparse if feature.source_column not in self._level]
+        self._keys = [feature.name for feature in schema.sparse]
+        self._shared = ToJagged(shared) if shared else None
+        self._own = ToJagged(own) if own else None
+        self._own_columns = {feature.source_column for feature in own}
+        dense = {feature.source_column for feature in schema.dense} | set(schema.labels)
+        self._row_columns = dense | ({schema.weight} if schema.weight else set[str]())
+        self._to_batch = ToBatch(schema)
+
+    @property
+    def session_level(self) -> frozenset[str]:
+        """Columns with one value for the whole session."""
+        return self._level
+
+    def validate(self, table: pa.Schema) -> None:
+        """ConfigError unless the columns that hold an entry for each impression are lists."""
+        check_columns("SessionsToBatch", self._lists, table.names)
+        for name in self._lists:
+            if not is_list(table.field(name).type):
+                raise ConfigError(
+                    f"SessionsToBatch: column '{name}' holds {table.field(name).type}, one value for a whole session. "
+                    "Name it in session_level, or write it as a list of one entry for each impression."
+                )
+
+    def __call__(self, table: pa.Table) -> Batch:
+        """The batch of these sessions."""
+        counts = self._counts(table)
+        inverse = np.repeat(np.arange(table.num_rows, dtype=np.int64), counts)
+        rows = pa.table({name: self._rows(table, name, inverse) for name in self._wanted()})
+        parts: list[Part] = []
+        if self._shared is not None:
+            parts.append((self._shared(table), torch.from_numpy(inverse)))
+        if self._own is not None:
+            parts.append((self._own(rows), None))
+        return self._to_batch.beside(assemble(parts, self._keys, len(inverse)), rows)
+
+    def _wanted(self) -> list[str]:
+        names = self._own_columns | self._row_columns
+        return sorted(names) or [self._lists[0]]
+
+    def _rows(self, table: pa.Table, name: str, inverse: npt.NDArray[np.int64]) -> pa.ChunkedArray:
+        column = table.column(name)
+        return column.take(pa.array(inverse)) if name in self._level else pc.list_flatten(column)
+
+    def _counts(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        counts: npt.NDArray[np.int64] | None = None
+        for name in self._lists:
+            lengths = pc.fill_null(pc.list_value_length(table.column(name)), 0).to_numpy().astype(np.int64)
+            if counts is not None and not np.array_equal(counts, lengths):
+                row = int(np.argmax(counts != lengths))
+                raise ValueError(
+                    f"column '{name}' has {lengths[row]} entries in session {row} of its batch, and '{self._lists[0]}' "
+                    f"has {counts[row]}: each impression needs one of both. Write the files anew, or name '{name}' in "
+                    "session_level if it holds the session's own list."
+                )
+            counts = lengths
+        assert counts is not None, "there is a column that is not the session's"
+        return counts
+
+
+def session_level(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
+    """The columns that a file of the session layout names as the session's, from its Parquet footer's metadata.
+
+    ConfigError where the file has no such layout.
+    """
+    about = metadata or {}
+    if about.get(LAYOUT_KEY) != b"sessions" or LEVEL_KEY not in about:
+        raise ConfigError(
+            "session_level: the file's metadata does not say that its rows are sessions. Write it with "
+            "`lightning-intune cluster IN OUT --layout sessions`, or name the columns yourself."
+        )
+    return tuple(json.loads(about[LEVEL_KEY]))

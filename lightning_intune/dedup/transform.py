@@ -1,0 +1,89 @@
+"""From Arrow rows to deduplicated features: repeats are found first, and only unique rows are transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lightning_intune.config import SparseFeature
+from lightning_intune.dedup.columns import column_rows
+from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor, checked_groups
+from lightning_intune.dedup.jagged import KeyedJagged
+from lightning_intune.dedup.plan import DedupPlan
+from lightning_intune.dedup.rows import Engine, find_equal_together
+from lightning_intune.flow.transform import ToJagged
+
+Part = tuple[KeyedJagged, Tensor | None]
+"""The stored rows of a group, and its inverse; None where every row is stored."""
+
+
+@final
+class DedupSparse:
+    """A function from a table of B rows to an `InverseKeyedJaggedTensor`, for `ToBatch(schema, sparse=...)`.
+
+    Rows that repeat are found on the columns as they come, group by group as `plan` says; hashing, bucketing and the
+    like then see each stored row once. A plan without groups leaves a plain `KeyedJagged`. Picklable, and safe in
+    several threads. ConfigError for a feature of the plan that is not among `features`.
+
+    >>> feature = SparseFeature(name="user", num_embeddings=80, transform="id")
+    >>> sparse = DedupSparse([feature], DedupPlan.of(["user"]))(pa.table({"user": [3, 3, 5]}))
+    >>> sparse.values().tolist(), sparse.inverse("user").tolist()
+    ([4, 6], [0, 0, 1])
+    """
+
+    def __init__(self, features: Sequence[SparseFeature], plan: DedupPlan, *, engine: Engine = "auto") -> None:
+        self._keys = [feature.name for feature in features]
+        self._engine: Engine = engine
+        by_name = {feature.name: feature for feature in features}
+        groups = checked_groups(self._keys, plan.names)
+        columns = [[by_name[name].source_column for name in group] for group in groups]
+        encoders = [ToJagged([by_name[name] for name in group]) for group in groups]
+        self._groups = list(zip(columns, encoders, strict=True))
+        self._rest = tuple(name for name in self._keys if name not in plan.features)
+        self._rest_encoder = ToJagged([by_name[name] for name in self._rest])
+
+    def __call__(self, table: pa.Table) -> KeyedJagged | InverseKeyedJaggedTensor:
+        """The features of these rows."""
+        if not self._groups:
+            return self._rest_encoder(table)
+        parts: list[Part] = []
+        for columns, encode in self._groups:
+            found = find_equal_together([column_rows(table.column(name)) for name in columns], engine=self._engine)
+            if len(found.firsts) == table.num_rows:
+                parts.append((encode(table), None))
+            else:
+                chosen = pa.array(found.firsts)
+                unique = pa.table({name: table.column(name).take(chosen) for name in dict.fromkeys(columns)})
+                parts.append((encode(unique), torch.from_numpy(found.inverse)))
+        if self._rest:
+            parts.append((self._rest_encoder(table), None))
+        return assemble(parts, self._keys, table.num_rows)
+
+
+def assemble(parts: Sequence[Part], keys: Sequence[str], stride: int) -> InverseKeyedJaggedTensor:
+    """One tensor of several groups; `keys` is the order that it tells."""
+    shapes: list[GroupShape] = []
+    for jagged, inverse in parts:
+        counts = np.add.reduce(jagged.lengths().numpy().reshape(len(jagged.keys()), -1), axis=1, dtype=np.int64)
+        shapes.append(
+            GroupShape(
+                keys=tuple(jagged.keys()),
+                num_rows=jagged.stride(),
+                num_values=tuple(counts.tolist()),
+                has_inverse=inverse is not None,
+            )
+        )
+    inverses = [inverse for _, inverse in parts if inverse is not None]
+    return InverseKeyedJaggedTensor(
+        shapes,
+        torch.cat([jagged.values() for jagged, _ in parts]),
+        torch.cat([jagged.lengths() for jagged, _ in parts]),
+        torch.cat(inverses) if inverses else torch.empty(0, dtype=torch.int64),
+        stride=stride,
+        keys=keys,
+    )
