@@ -14,9 +14,9 @@ DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64, torch.bfloat16
 
 
 @st.composite
-def jagged_batches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, max_rows: int = 12) -> KeyedJagged:
-    """1 to 4 keys, 0 to `max_rows` rows out of few distinct ones, empty rows among them."""
-    num_keys, num_rows = draw(st.integers(1, 4)), draw(st.integers(0, max_rows))
+def jagged_batches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES, min_rows: int = 0) -> KeyedJagged:
+    """1 to 4 keys, `min_rows` to 12 rows out of few distinct ones, empty rows among them."""
+    num_keys, num_rows = draw(st.integers(1, 4)), draw(st.integers(min_rows, 12))
     dtype = draw(st.sampled_from(dtypes))
     pool = draw(st.lists(st.lists(st.integers(0, 3), max_size=20), min_size=1, max_size=5))
     picks = draw(st.lists(st.sampled_from(pool), min_size=num_keys * num_rows, max_size=num_keys * num_rows))
