@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
 from lightning_intune.control.agents import AgentName
 from lightning_intune.control.reward import Objective
-from lightning_intune.datamodule import TrainerProgress
+from lightning_intune.datamodule import follow
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
 from lightning_intune.report import layout, scalars
@@ -58,7 +58,7 @@ class InTuneCallback(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._new_agent: Callable[[], Any] = lambda: make_agent(agent, weights=weights, seed=seed)
+        self._new_agent: Callable[[], Any] = partial(make_agent, agent, weights=weights, seed=seed)
         self._new_agent()  # a wrong name or file shows here, not after the data is loaded
         self._budget = Budget(cpus=cpu_budget, memory_limit_bytes=memory_budget)
         self._objective: Objective = objective
@@ -73,8 +73,12 @@ class InTuneCallback(Callback):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The best widths found, by stage; ready to be the next run's `warm_start`."""
-        return {stage: width for _, tuner in self._tuned.values() for stage, width in tuner.widths.items()}
+        """The best widths found, by stage, or `loader/stage` with several loaders; the next run's `warm_start`."""
+        return {
+            f"{name}/{stage}" if name else stage: width
+            for name, (_, tuner) in self._tuned.items()
+            for stage, width in tuner.widths.items()
+        }
 
     # ---- Lightning's hooks ----
 
@@ -82,7 +86,7 @@ class InTuneCallback(Callback):
         self.history.clear()
         found = {name: _Meters(loader) for name, loader in _elastic(trainer.train_dataloader).items()}
         for meters in found.values():
-            meters.loader.follow(TrainerProgress(trainer))  # checkpoints hold the last batch trained on
+            follow(meters.loader, trainer)
         self._tuned = {name: (meter, self._tuner(name, meter)) for name, meter in found.items()}
         if not self._tuned:
             rank_zero_warn(
@@ -93,9 +97,11 @@ class InTuneCallback(Callback):
         if self._log_decisions and trainer.is_global_zero and log_dir is not None:
             self._file = DecisionLog(Path(log_dir) / "intune_decisions.jsonl")
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            # By name: pytorch_lightning's is another class.
+            if type(logger).__name__ == "TensorBoardLogger" and trainer.is_global_zero:
                 for name, (meters, _) in self._tuned.items():
-                    logger.experiment.add_custom_scalars(layout(meters.loader.stages, name))
+                    writer: Any = logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
+                    writer.add_custom_scalars(layout(meters.loader.stages, name))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,9 +131,19 @@ class InTuneCallback(Callback):
         """Taken up by the tuners when training starts."""
         self._loaded = state_dict
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy (ddp_spawn, notebooks) tunes other loaders; what was learnt goes along.
+        return {**self.__dict__, "_tuned": {}, "_file": None, "_loaded": self.state_dict()}
+
     # ---- ours ----
 
     def _tuner(self, name: str, meters: _Meters) -> Tuner:
+        head = f"{name}/" if name else ""
+        warm_start = {
+            stage.removeprefix(head): width
+            for stage, width in (self._warm_start or {}).items()
+            if not name or stage.startswith(head) or "/" not in stage
+        }
         tuner = Tuner(
             agent=self._new_agent(),
             knobs=meters.loader.knobs,
@@ -136,7 +152,7 @@ class InTuneCallback(Callback):
             turn_interval_s=self._turn_interval_s,
             clock=meters.clock,
             rng=np.random.default_rng(self._seed),
-            warm_start=self._warm_start,
+            warm_start=warm_start or None,
         )
         if name in self._loaded:
             try:

@@ -92,10 +92,37 @@ class InTuneDataModule(LightningDataModule):
         if all(paths is None for paths in self.paths.values()):
             raise ConfigError("InTuneDataModule: it has no data. Name Parquet files or folders in train, val or test.")
         self.loaders: dict[str, ElasticLoader[Batch]] = {}
+        self._hide_absent()
+
+    def _hide_absent(self) -> None:
         for split, paths in self.paths.items():
             if paths is None:  # Lightning must find no hook of ours there, or it warns of an empty loader
                 hook = f"{split}_dataloader"
                 setattr(self, hook, MethodType(getattr(LightningDataModule, hook), self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A bound method would be pickled by its name, which is our hook's.
+        kept = {name: value for name, value in self.__dict__.items() if not isinstance(value, MethodType)}
+        return {**kept, "loaders": {}}  # a copy (ddp_spawn, notebooks) builds its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hide_absent()
+
+    @property
+    def trainer(self) -> Trainer | None:  # pyright: ignore[reportIncompatibleVariableOverride] - to see it set
+        """The Trainer that uses this; ConfigError for one of the package `pytorch_lightning`."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        if type(trainer).__module__.startswith("pytorch_lightning"):
+            raise ConfigError(
+                "InTuneDataModule: this Trainer is pytorch_lightning's, which takes only its own classes for "
+                "DataModules. Import Trainer and LightningModule from lightning.pytorch (the same code), or pass "
+                "loaders: trainer.fit(model, data.train_dataloader(), data.val_dataloader())."
+            )
+        self._trainer = trainer
 
     def setup(self, stage: str | None = None) -> None:
         """Check the data of every split that `stage` needs, and build its graph. Starts no worker."""
@@ -152,7 +179,7 @@ class InTuneDataModule(LightningDataModule):
         """The loader of `train`."""
         loader = self._split("train")
         if self.trainer is not None:
-            loader.follow(TrainerProgress(self.trainer))
+            follow(loader, self.trainer)
         return loader
 
     def val_dataloader(self) -> ElasticLoader[Batch]:
@@ -191,6 +218,12 @@ class InTuneDataModule(LightningDataModule):
     def _shutdown(self) -> None:
         for loader in self.loaders.values():
             loader.shutdown()
+
+
+def follow(loader: ElasticLoader[Any], trainer: Trainer) -> None:
+    """Let a training loader's state be that of the last batch trained on, and its epochs one where they overfit."""
+    loader.follow(TrainerProgress(trainer))
+    loader.only_epoch = 0 if getattr(trainer, "overfit_batches", 0) > 0 else None
 
 
 @final

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
 import torch
+from torch.utils.data import SequentialSampler
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
@@ -63,6 +64,9 @@ class ElasticLoader(Generic[T]):
             self.dataset = dataset
         self._epoch, self._num_yielded = -1, 0
         self._asked_epoch: int | None = None
+        self.only_epoch: int | None = None
+        """Where set, every epoch is that one again, shuffled alike: overfitting wants the same batches."""
+        self._first: State | None = None
         self._pass: _Pass[T] | None = None
         self._untouched = self._resumed = False
         self._loaded: State | None = None
@@ -100,20 +104,22 @@ class ElasticLoader(Generic[T]):
         """None, as batches are cut by the graph: Lightning asks whatever has a `sampler` for this too."""
 
     @property
-    def sampler(self) -> Self:
-        """Whoever has `set_epoch`: Lightning looks for it under this name."""
-        return self
+    def sampler(self) -> SequentialSampler:
+        """Whoever has `set_epoch`: Lightning looks for it under this name, and for a sequential one to overfit with."""
+        return _EpochTeller(self)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next fresh `iter` begin `epoch`; seeded orders depend on it."""
-        self._asked_epoch = epoch
+        self._asked_epoch = epoch if self.only_epoch is None else self.only_epoch
 
     def _begin(self) -> None:
         self._epoch = self._epoch + 1 if self._asked_epoch is None else self._asked_epoch
         self._asked_epoch, self._num_yielded, self._ahead = None, 0, None
         self._untouched, self._resumed = True, False
         set_epoch(self.root, self._epoch)
-        self.root.reset(None)
+        self.root.reset(None if self.only_epoch is None else self._first)
+        if self._first is None:
+            self._first = self.root.state_dict()
 
     def _resume(self, state: State) -> None:
         self._loaded, self._ahead = None, None
@@ -191,7 +197,7 @@ class ElasticLoader(Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) begins anew, in another trainer.
-        return {**self.__dict__, "_pass": None, "_ahead": None, "_before": None, "_trail": None}
+        return {**self.__dict__, "_pass": None, "_ahead": None, "_before": None, "_trail": None, "_first": None}
 
     def load_state_dict(self, state_dict: State) -> None:
         """Make the next `iter` continue from there, at whatever widths and lanes this graph has.
@@ -247,6 +253,18 @@ class ElasticLoader(Generic[T]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.shutdown()
+
+
+@final
+class _EpochTeller(SequentialSampler):
+    """Tells a loader its epoch. Nobody draws from it: batches are cut by the graph."""
+
+    def __init__(self, loader: ElasticLoader[Any]) -> None:
+        super().__init__(())
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)
 
 
 @final
