@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -10,6 +11,7 @@ from lightning_intune.flow.lanes.lane import LanePool
 from lightning_intune.flow.stage_meter import StageMeter
 
 _MAX_CLAIM = 64  # items one claim may hold
+_MAX_MESSAGE = 32  # items one message to a lane may hold: at 32 the way there and back is 2 us an item
 _CLAIMS_PER_TINY = 4  # a claim should take as long as that many items that only just count as tiny
 _TINY_IN_FLIGHT = 64  # how many tiny items may be in flight: one wake-up per half of them
 
@@ -38,8 +40,18 @@ class Plan:
 
     def max_in_flight(self, width: int, meter: StageMeter) -> int:
         """Items that may be claimed and undelivered, where the user has set no bound."""
-        bound = 2 * max(1, width) * (self.prebatch or 1)
+        bound = 2 * max(1, width) * (self.prebatch or self.share(meter))
         return max(bound, _TINY_IN_FLIGHT) if meter.tiny else bound
+
+    @property
+    def hoards(self) -> bool:
+        """Whether several items may be pulled one by one and sent to a lane together."""
+        return self.lanes is not None and self.prebatch is None and self.timeout_s is None
+
+    @property
+    def within_s(self) -> float:
+        """How long a lane may work on several items that were taken for tiny, until it hands back the rest."""
+        return math.inf if self.prebatch is not None else 2.0 * _CLAIMS_PER_TINY * self.tiny_s
 
     def claim(self, room: int, meter: StageMeter, *, bursting: bool) -> int:
         """How many items to pull at once: several only if none of them is then waited for, or `prebatch` says so."""
@@ -57,4 +69,5 @@ class Plan:
         return self.prebatch or (self._together(meter) if meter.tiny else 1)
 
     def _together(self, meter: StageMeter) -> int:
-        return max(1, min(_MAX_CLAIM, int(_CLAIMS_PER_TINY * self.tiny_s / max(meter.service_s, 1e-6))))
+        most = _MAX_CLAIM if self.lanes is None else _MAX_MESSAGE
+        return max(1, min(most, int(_CLAIMS_PER_TINY * self.tiny_s / max(meter.service_s, 1e-6))))

@@ -17,6 +17,7 @@ from lightning_intune.flow.byte_room import ByteRoom
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
 from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.gate import Gate, ring, ring_all
+from lightning_intune.flow.hoard import Hoard
 from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
 from lightning_intune.flow.node import BaseNode, State
@@ -58,6 +59,7 @@ class Run:
         self._target, self._bound, self._fixed_bound = 0, 1, None
         self._inbox: deque[tuple[int, Any]] = deque()  # claimed, and not yet in any worker's hands
         self._held: dict[Worker, deque[tuple[int, Any, int]]] = {}  # done, and waiting for room: number, item, bytes
+        self._hoard = Hoard() if plan.hoards else None
         self._bytes = ByteRoom(plan.max_bytes)
         self._in_flight = 0
         self._num_waiting = 0  # consumers: one, unless several threads share the stage
@@ -126,12 +128,23 @@ class Run:
         self._num_waiting += 1
         try:
             self._call_worker()
+            if self._hoard is not None:
+                self._wait_and_watch(self._hoard)
+                return
             self.gate.has_item.wait(limit_s)
             # Not only when the wait has run out: whoever resizes often wakes the consumer before that.
             if limit_s is not None and self._buffer.peek() is NOTHING:
                 self._check_timeout(limit_s)
         finally:
             self._num_waiting -= 1
+
+    def _wait_and_watch(self, hoard: Hoard) -> None:
+        woken = self.gate.has_item.wait(hoard.patience_s())
+        if not woken and hoard.is_stuck() and self._inbox:
+            if self.gate.can_claim:
+                ring(self.gate.can_claim)
+            else:
+                self.crew.grow(len(self._workers) + 1)  # one more, until the claimer is back
 
     def _check_timeout(self, limit_s: float) -> None:
         now_s = self._plan.clock()
@@ -152,7 +165,7 @@ class Run:
             work = self._draw(1) if self._inbox else None
         if work is None:
             work = self._pull(worker, 1)  # one: it is the head of the line, so no bound can hold it back
-        if work:
+        if isinstance(work, list) and work:
             worker.number, item = work[0]
             outcome = item if self._plan.fn is None else call(self._plan.fn, item)
             if type(outcome) is Failed and not isinstance(outcome.error, Exception):
@@ -212,7 +225,9 @@ class Run:
             return self._next_step(worker)
 
     def go_on(self, worker: Worker, work: Work) -> Step:
-        return self._process(worker, work) if work else self._pull(worker, self._claim())
+        if work:
+            return self._process(worker, work)
+        return self._pull(worker, self._claim()) if self._hoard is None else self._collect(worker, self._hoard)
 
     def look(self, worker: Worker) -> Step:
         self._meter.settle(worker, STARVED, self._plan.clock())
@@ -232,7 +247,7 @@ class Run:
             self.gate.has_item.notify_all()
 
     def _grow(self) -> None:
-        if not (self.gate.is_closing or self._ended):
+        if not (self.gate.is_closing or (self._ended and not self._inbox)):
             self.crew.grow(self._target)
 
     def _next_step(self, worker: Worker) -> Step:
@@ -240,7 +255,8 @@ class Run:
         if self.gate.is_closing or self._failed or (self._ended and not self._inbox):
             self._workers.discard(worker)
             return None
-        if len(self._workers) > self._target:
+        # One more than asked for looks after the items of a claimer whom the source keeps waiting.
+        if len(self._workers) > self._target and not (self._hoard is not None and self._hoard.is_open and self._inbox):
             self._workers.discard(worker)
             self._call_worker()  # this one may have been woken for something: hand it on
             return None
@@ -255,17 +271,16 @@ class Run:
         worker.bench = self.gate.can_claim
         return WAIT
 
-    def _pull(self, worker: Worker, limit: int) -> Work | None:
-        """Claim up to `limit` items, by right of `_claiming`, and take a share of them; None at the source's end."""
+    def _pull(self, worker: Worker, limit: int) -> Step:
+        """Claim up to `limit` items, by right of `_claiming`, and take a share of them."""
         try:
             numbers, items, snapshot = self._intake.pull(limit)
         except BaseException as raised:
-            with self._lock:
-                self._claiming = False
-                if worker is self._inline and not isinstance(raised, Exception):
-                    raise  # as above
-                self._end(worker, raised)
-            return None
+            if worker is self._inline and not isinstance(raised, Exception):
+                with self._lock:
+                    self._claiming = False
+                raise  # as above
+            return self._end(worker, raised)
         with self._lock:
             self._claiming = False
             self._meter.settle(worker, BUSY, self._plan.clock())
@@ -280,6 +295,39 @@ class Run:
             if self.gate.can_claim:
                 self._pass_on()
             return work
+
+    def _collect(self, worker: Worker, hoard: Hoard) -> Step:
+        """As `_pull`, again and again while the items come at once, into everybody's reach."""
+        clock, limit = self._plan.clock, self._plan.claim(self._room(), self._meter, bursting=True)
+        began_s = now_s = clock()
+        while True:
+            before_s = now_s
+            try:
+                numbers, items, snapshot = self._intake.pull(max(1, limit - len(self._inbox)))
+            except BaseException as raised:  # noqa: BLE001 - raised in the consumer
+                return self._end(worker, raised)
+            now_s = clock()
+            with self._lock:
+                self._in_flight += len(items)
+                if snapshot is not None:
+                    self._intake.keep(numbers[-1] + 1, snapshot, self._buffer.low)
+                self._inbox.extend(zip(numbers, items, strict=True))
+                is_full = len(self._inbox) >= limit or self._room() <= 0 or len(self._workers) > self._target
+                if hoard.goes_on(began_s, before_s, now_s) and not (is_full or self._failed or self.gate.is_closing):
+                    if hoard.open() and self._num_waiting:
+                        self.gate.has_item.notify_all()
+                    continue
+                hoard.close()
+                self._claiming = False
+                return self._share_out(worker)
+
+    def _share_out(self, worker: Worker) -> Step:
+        """The end of a claim into the inbox: a share of it, or what else there is if others took all."""
+        self._meter.settle(worker, BUSY, self._plan.clock())
+        work = self._draw(self._plan.share(self._meter))
+        if self.gate.can_claim:
+            self._pass_on()
+        return work or self._next_step(worker)
 
     def _claim(self) -> int:
         return self._plan.claim(self._room(), self._meter, bursting=self._intake.bursting)
@@ -311,23 +359,34 @@ class Run:
         fn, lanes = self._plan.fn, self._plan.lanes
         worker.number = work[0][0]
         if lanes is not None:
-            gate = self.gate
-            outcomes = call_in_lane(worker, lanes, [item for _, item in work], lambda: gate.is_closing, _MAX_TRIES)
-        else:
-            item = work[0][1]
-            outcomes = [item if fn is None else call(fn, item)]
-        return self._put(worker, work, outcomes)
+            gate, items = self.gate, [item for _, item in work]
+            outcomes = call_in_lane(
+                worker, lanes, items, lambda: gate.is_closing, max_tries=_MAX_TRIES, within_s=self._plan.within_s
+            )
+            return self._put_from_lane(worker, work, outcomes)
+        item = work[0][1]
+        return self._put(worker, work, [item if fn is None else call(fn, item)])
 
-    def _put(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
+    def _put_from_lane(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
+        num_done = len(outcomes)
+        if num_done < len(work):  # they were not tiny after all: whoever comes first takes the rest
+            with self._lock:
+                self._inbox.extendleft(reversed(work[num_done:]))
+                ring(self.gate.can_claim)
+        return self._put(worker, work[:num_done], outcomes, fn_s=worker.fn_s())
+
+    def _put(self, worker: Worker, work: Work, outcomes: list[Any], *, fn_s: float | None = None) -> Step:
         """Hand outcomes to the consumer, and find the worker's next step under the same lock."""
         is_bounded, meter = self._bytes.is_bounded, self._meter
         measured = is_bounded or meter.num_items & _REVIEW < len(outcomes)
         sizes = [item_nbytes(outcome) for outcome in outcomes] if measured else []
+        input_bytes = item_nbytes(work[0][1]) if measured and fn_s is not None else 0
         with self._lock:
             now_s = self._plan.clock()
-            meter.note_items(len(outcomes), now_s - worker.since_s)
+            meter.note_items(len(outcomes), now_s - worker.since_s if fn_s is None else fn_s)
             meter.settle(worker, BUSY, now_s)
             if measured:
+                meter.input_bytes = input_bytes
                 for nbytes in sizes:
                     meter.note_bytes(nbytes)
                 self._review_bound()
@@ -363,9 +422,19 @@ class Run:
         if self._buffer.put(number, outcome) and self._num_waiting:
             self.gate.has_item.notify()
 
-    def _end(self, worker: Worker, error: BaseException) -> None:
+    def _end(self, worker: Worker, error: BaseException) -> Step:
         """The source is exhausted, or failed: no more claims."""
-        self._ended = True
+        with self._lock:
+            self._no_more(worker, error)
+            if worker is self._inline or not self._inbox:
+                return None
+            self._workers.add(worker)
+            return self._share_out(worker)
+
+    def _no_more(self, worker: Worker, error: BaseException) -> None:
+        self._ended, self._claiming = True, False
+        if self._hoard is not None:
+            self._hoard.close()
         self._workers.discard(worker)
         is_shutdown = self.gate.is_closing and isinstance(error, StoppedError)  # upstream's, and no failure
         if not (isinstance(error, StopIteration) or is_shutdown):

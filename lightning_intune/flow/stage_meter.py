@@ -28,6 +28,8 @@ class StageMeter:
         self.service_s = math.inf
         """Smoothed seconds the function takes per item; infinite before the first."""
         self.item_bytes = 0.0
+        self.input_bytes = 0
+        """Of what goes in; measured now and then, and only for what crosses into a lane."""
         self.tiny = False
         """Items so quick and small that waking a second worker costs more than it brings."""
 
@@ -54,7 +56,8 @@ class StageMeter:
             if spent_s < _STALL_S:
                 each_s = min(each_s, 4.0 * mean_s + 1e-6)
             self.service_s = mean_s + _SMOOTHING * (each_s - mean_s)
-        self.tiny = self.service_s < self._tiny_s and self.item_bytes < _TINY_BYTES
+        is_quick = self.service_s < self._tiny_s
+        self.tiny = is_quick and self.item_bytes < _TINY_BYTES and self.input_bytes < _TINY_BYTES
 
     def note_bytes(self, nbytes: int) -> None:
         """A finished item was measured."""

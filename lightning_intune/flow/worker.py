@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -26,7 +27,7 @@ class Worker:
     item pays for two wall-clock readings and nothing else.
     """
 
-    __slots__ = ("_account", "_cpu_clock", "_schedstat", "bell", "bench", "number", "phase", "since_s")
+    __slots__ = ("_account", "_cpu_clock", "_fn_s", "_schedstat", "bell", "bench", "number", "phase", "since_s")
 
     def __init__(self, now_s: float) -> None:
         self.phase = IDLE
@@ -41,6 +42,7 @@ class Worker:
         self._schedstat: Path | None = None
         # The lane, and the CPU seconds of earlier lanes: one tuple, so that a reader never sees half a change.
         self._account: tuple[Lane | None, float] = (None, 0.0)
+        self._fn_s = 0.0  # of the lane, as last told
 
     def bind(self) -> None:
         """Called first thing by the worker's own thread: finds its clocks."""
@@ -76,11 +78,16 @@ class Worker:
             self._account = (lane, earlier_s)
         return lane
 
+    def fn_s(self) -> float:
+        """Wall seconds the items took in the open lane since this was last asked, without the way there and back."""
+        before_s, self._fn_s = self._fn_s, self.lane.fn_s if self.lane is not None else 0.0
+        return self._fn_s - before_s
+
     def drop_lane(self) -> None:
         """End the lane, if there is one; its CPU seconds stay counted."""
         lane, earlier_s = self._account
         if lane is not None:
-            self._account = (None, earlier_s + lane.cpu_s)
+            self._account, self._fn_s = (None, earlier_s + lane.cpu_s), 0.0
             lane.close()
 
 
@@ -93,19 +100,27 @@ def call(fn: Callable[[Any], Any], item: Any) -> Any:
 
 
 def call_in_lane(
-    worker: Worker, pool: LanePool, items: list[Any], is_closing: Callable[[], bool], max_tries: int
+    worker: Worker,
+    pool: LanePool,
+    items: list[Any],
+    is_closing: Callable[[], bool],
+    *,
+    max_tries: int,
+    within_s: float = math.inf,
 ) -> list[Any]:
-    """Outcomes of `items` in the worker's lane; a dead lane is replaced and its items tried again.
+    """Outcomes of `items` in the worker's lane, of the first ones only when they take longer than `within_s`.
+
+    A dead lane is replaced and its items tried again.
 
     After a death the items go one by one, so that the one which kills lanes is found and named and
     the others come through. An item that killed `max_tries` lanes is a `Failed` with LaneDiedError,
     and so is every item while the run is closing: then it is we who kill.
     """
     try:
-        return worker.open_lane(pool).run(items)
+        return worker.open_lane(pool).run(items, within_s=within_s)
     except LaneDiedError as died:
         worker.drop_lane()
         if is_closing() or (len(items) == 1 and max_tries <= 1):
             return [Failed(died) for _ in items]
     tries = max_tries - 1 if len(items) == 1 else max_tries
-    return [call_in_lane(worker, pool, [item], is_closing, tries)[0] for item in items]
+    return [call_in_lane(worker, pool, [item], is_closing, max_tries=tries)[0] for item in items]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -160,12 +162,18 @@ class ShardLane(Lane):
     """A stage worker's way to the shards; what their processes spend on its tickets is its cost."""
 
     def __init__(self, pool: ShardPool) -> None:
-        self._pool, self._cpu_s = pool, 0.0
+        self._pool, self._cpu_s, self._fn_s = pool, 0.0, 0.0
         self._at: Lane | None = None
         self.is_killed = False
 
-    def run(self, items: Sequence[Any]) -> list[Any]:
-        return [self._serve(ticket) for ticket in items]
+    def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
+        outcomes, began_s = list[Any](), time.perf_counter()
+        for ticket in items:
+            outcomes.append(self._serve(ticket))
+            if time.perf_counter() - began_s > within_s:
+                break
+        self._fn_s += time.perf_counter() - began_s
+        return outcomes
 
     def _serve(self, ticket: Ticket) -> Any:
         try:
@@ -185,6 +193,10 @@ class ShardLane(Lane):
     @property
     def cpu_s(self) -> float:
         return self._cpu_s
+
+    @property
+    def fn_s(self) -> float:
+        return self._fn_s
 
     def close(self) -> None:
         """Nothing: the shards outlive their workers."""

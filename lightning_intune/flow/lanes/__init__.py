@@ -11,7 +11,7 @@ __all__ = ["Failed", "Lane", "LaneDiedError", "LanePool", "open_pool"]
 
 
 def open_pool(
-    method: Literal["process", "ray"], fn: Callable[[Any], Any], *, name: str, context: str | None = None
+    method: Literal["process", "ray", "auto"], fn: Callable[[Any], Any], *, name: str, context: str | None = None
 ) -> LanePool:
     """A pool of lanes that run `fn` for stage `name`. ConfigError when it cannot work.
 
@@ -21,6 +21,10 @@ def open_pool(
         from lightning_intune.flow.lanes.process import ProcessLanePool
 
         return ProcessLanePool(fn, name=name, context=context)
+    if method == "auto":
+        from lightning_intune.flow.lanes.auto import AutoLanePool
+
+        return AutoLanePool(fn, name=name, context=context)
     from lightning_intune.flow.lanes.ray import RayLanePool
 
     return RayLanePool(fn, name=name)

@@ -78,12 +78,12 @@ def work(sock: socket.socket, parent: int, fn_fd: int, orders: Orders, fn: Calla
 
 def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
     start_s = time.process_time()  # imports are not the items' cost
-    last: list[Any] = []
+    last, fn_s = list[Any](), 0.0
     main_tried = orders.needs_main
     while True:
         message = channel.take()
         if message.kind == AGAIN:  # the parent could not load the chunk in one piece
-            _reply(channel, last, start_s, each=True)
+            _reply(channel, last, (time.process_time() - start_s, fn_s), each=True)
             continue
         assert message.kind == RUN
         items = message.values
@@ -97,13 +97,25 @@ def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
                 channel.post(AGAIN, [])
                 continue
         try:
-            last = [call(fn, item) for item in items]
+            last, spent_s = _work_off(fn, items, message.note[0])
         except SystemExit as end:
             return _exit_status(end)
-        _reply(channel, last, start_s)
+        fn_s += spent_s
+        _reply(channel, last, (time.process_time() - start_s, fn_s))
         if len(last) < 2 or not message.whole:
             last = []  # arrays that went one by one need no second sending
         del message, items
+
+
+def _work_off(fn: Callable[[Any], Any], items: list[Any], within_s: float) -> tuple[list[Any], float]:
+    """Outcomes of the items that were begun within that time, and the seconds they took."""
+    outcomes, began_s, spent_s = list[Any](), time.perf_counter(), 0.0
+    for item in items:
+        outcomes.append(call(fn, item))
+        spent_s = time.perf_counter() - began_s
+        if spent_s > within_s:
+            break
+    return outcomes, spent_s
 
 
 def call(fn: Callable[[Any], Any], item: Any) -> Any:
@@ -129,8 +141,8 @@ def _failed(error: BaseException, text: str) -> Failed:
     return Failed(error)
 
 
-def _reply(channel: Channel, outcomes: list[Any], start_s: float, *, each: bool = False) -> None:
-    channel.post(DONE, outcomes, time.process_time() - start_s, each=each, instead=_cannot_cross)
+def _reply(channel: Channel, outcomes: list[Any], seconds: tuple[float, float], *, each: bool = False) -> None:
+    channel.post(DONE, outcomes, seconds, each=each, instead=_cannot_cross)
 
 
 def _cannot_cross(error: UnpicklableError) -> Failed:

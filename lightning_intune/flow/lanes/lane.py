@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ class Lane(ABC):
     """
 
     @abstractmethod
-    def run(self, items: Sequence[Any]) -> list[Any]:
+    def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
         """The function's result for each of `items`, in order; a `Failed` where it raised.
 
+        For the first of them only, at least one, when they took longer than `within_s`: the others were not begun.
         Raises LaneDiedError when the place is gone. A function that raises StopIteration is a `Failed` too.
         """
 
@@ -38,6 +40,11 @@ class Lane(ABC):
     @abstractmethod
     def cpu_s(self) -> float:
         """CPU seconds spent in the remote place so far, as reported with its last results."""
+
+    @property
+    @abstractmethod
+    def fn_s(self) -> float:
+        """Wall seconds the items have taken in the remote place so far, as reported with its last results."""
 
     @abstractmethod
     def close(self) -> None:

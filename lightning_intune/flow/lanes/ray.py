@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import math
 import pickle
 import time
 import weakref
@@ -30,7 +31,7 @@ class RayLane(Lane):
 
     def __init__(self, actor: Any, *, stage: str, start_timeout_s: float) -> None:
         self._ray: Any = importlib.import_module("ray")
-        self._actor, self._stage, self._cpu_s = actor, stage, 0.0
+        self._actor, self._stage, self._cpu_s, self._fn_s = actor, stage, 0.0, 0.0
         self._end = weakref.finalize(self, _kill, self._ray, actor)
         try:
             self._get(actor.ready.remote(), timeout=start_timeout_s)
@@ -41,22 +42,27 @@ class RayLane(Lane):
                 f"{self._ray.available_resources()}. Lower the stage's max workers or add CPUs."
             ) from None
 
-    def run(self, items: Sequence[Any]) -> list[Any]:
+    def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
         packed, failures = list[_Packed](), dict[int, UnpicklableError]()
         for index, item in enumerate(items):
             try:
                 packed.append(_pack(item))
             except Exception as error:  # noqa: BLE001 - `__reduce__` is the user's code
                 failures[index] = UnpicklableError(f"{type(item).__name__} cannot be pickled: {error}")
-        replies, self._cpu_s = self._get(self._actor.run.remote(packed))
+        replies, self._cpu_s, self._fn_s = self._get(self._actor.run.remote(packed, within_s))
         outcomes = [_unpack(reply) for reply in replies]
         for index, error in sorted(failures.items()):
-            outcomes.insert(index, Failed(error))
+            if index <= len(outcomes):  # not behind items that were not begun
+                outcomes.insert(index, Failed(error))
         return outcomes
 
     @property
     def cpu_s(self) -> float:
         return self._cpu_s
+
+    @property
+    def fn_s(self) -> float:
+        return self._fn_s
 
     def close(self) -> None:
         self._end()
@@ -130,14 +136,19 @@ class _Actor:
 
     def __init__(self, pickled: bytes) -> None:
         self._fn: Callable[[Any], Any] = pickle.loads(pickled)
-        self._start_s = time.process_time()
+        self._start_s, self._fn_s = time.process_time(), 0.0
 
     def ready(self) -> None:
         """Answered once the function is loaded."""
 
-    def run(self, items: list[_Packed]) -> tuple[list[_Packed], float]:
-        replies = [self._reply(item) for item in items]
-        return replies, time.process_time() - self._start_s
+    def run(self, items: list[_Packed], within_s: float) -> tuple[list[_Packed], float, float]:
+        replies, began_s = list[_Packed](), time.perf_counter()
+        for item in items:
+            replies.append(self._reply(item))
+            if time.perf_counter() - began_s > within_s:
+                break
+        self._fn_s += time.perf_counter() - began_s
+        return replies, time.process_time() - self._start_s, self._fn_s
 
     def _reply(self, item: _Packed) -> _Packed:
         loaded = _unpack(item)

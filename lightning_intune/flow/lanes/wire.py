@@ -30,8 +30,8 @@ _send = ctypes.PyDLL(None).send
 _send.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
 _send.restype = ctypes.c_ssize_t
 _LOOK_EVERY = struct.pack("@ll", 0, 250_000)  # a timeval
-# A message with nothing but one small pickle: flag (which marshal never begins with), kind, whole, note.
-_SHORT, _SHORT_FLAG = struct.Struct("<BB?d"), 0
+# A message that is one small pickle: flag (which marshal never begins with), kind, whole, and a note of two floats.
+_SHORT, _SHORT_FLAG = struct.Struct("<BB?dd"), 0
 
 # (pickle stream or None when it is the slot's first buffer, slot or -1, bytes used, offsets, sizes)
 _Part = tuple[bytes | None, int, int, list[int], list[int]]
@@ -111,8 +111,8 @@ class Channel:
         elif not each and not self._each:
             parts = self._pack_together(list(values), whole)
         freed, dropped = self._in.drain_freed(), self._out.trim()
-        if parts and not freed and not dropped and type(note) is float and (stream := parts[0][0]) and parts[0][1] < 0:
-            self._send(_SHORT.pack(_SHORT_FLAG, kind, whole, note) + stream)
+        if parts and not freed and not dropped and type(note) is tuple and (stream := parts[0][0]) and parts[0][1] < 0:
+            self._send(_SHORT.pack(_SHORT_FLAG, kind, whole, *note) + stream)
             return failures
         if parts is None:
             whole, parts = False, self._pack_each(values, failures, instead)
@@ -129,7 +129,7 @@ class Channel:
         while True:
             num_bytes = self._receive()
             if self._packet[0] == _SHORT_FLAG:
-                _, kind, whole, note = _SHORT.unpack_from(self._packet)
+                _, kind, whole, *note = _SHORT.unpack_from(self._packet)
                 return Message(kind, whole, self._load_short(self._view[_SHORT.size : num_bytes], whole), note)
             packet = marshal.loads(self._view[:num_bytes])
             if packet[0] == SLOT:
