@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
@@ -20,7 +21,7 @@ from lightning_intune.control.reward import Objective
 from lightning_intune.datamodule import follow
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
-from lightning_intune.report import layout, scalars
+from lightning_intune.report import advice, layout, limits, scalars, stage_figure, table
 
 _log = logging.getLogger("lightning_intune")
 
@@ -68,6 +69,9 @@ class InTuneCallback(Callback):
         self._loaded: dict[str, Any] = {}
         self._file: DecisionLog | None = None
         self.history: list[Decision] = []
+        self._last: dict[str, Decision] = {}  # by loader
+        self._bar: Any = None
+        self._settings = {"agent": agent, "objective": objective, "turn_interval_s": str(turn_interval_s), "seed": seed}
         # A tuner without stages: settings that make no sense raise ConfigError now.
         Tuner(agent=self._new_agent(), knobs=[], objective=objective, turn_interval_s=turn_interval_s)
 
@@ -84,6 +88,7 @@ class InTuneCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.history.clear()
+        self._last.clear()
         found = {name: _Meters(loader) for name, loader in _elastic(trainer.train_dataloader).items()}
         for meters in found.values():
             follow(meters.loader, trainer)
@@ -96,12 +101,10 @@ class InTuneCallback(Callback):
         log_dir = trainer.log_dir  # a broadcast: every rank must ask
         if self._log_decisions and trainer.is_global_zero and log_dir is not None:
             self._file = DecisionLog(Path(log_dir) / "intune_decisions.jsonl")
-        for logger in trainer.loggers:
-            # By name: pytorch_lightning's is another class.
-            if type(logger).__name__ == "TensorBoardLogger" and trainer.is_global_zero:
-                for name, (meters, _) in self._tuned.items():
-                    writer: Any = logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
-                    writer.add_custom_scalars(layout(meters.loader.stages, name))
+        for logger in _tensorboards(trainer):
+            for name, (meters, _) in self._tuned.items():
+                logger.experiment.add_custom_scalars(layout(meters.loader.stages, name))
+        self._show_in(trainer.progress_bar_callback)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -119,9 +122,20 @@ class InTuneCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shutdown()
+        for name, decision in self._last.items():
+            rank_zero_info(f"InTuneCallback: what {name or 'the loader'} did in its last turn\n{table(decision)}")
+            for logger in _tensorboards(trainer):
+                _write_summary(logger, name, decision, trainer.global_step)
+        for logger in _tensorboards(trainer):
+            self._write_hyperparameters(logger)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._shutdown()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.__dict__.pop("get_metrics", None)
+            self._bar = None
 
     def state_dict(self) -> dict[str, Any]:
         """What the tuners know: widths, weights, replay. Plain numbers and tensors."""
@@ -133,7 +147,7 @@ class InTuneCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) tunes other loaders; what was learnt goes along.
-        return {**self.__dict__, "_tuned": {}, "_file": None, "_loaded": self.state_dict()}
+        return {**self.__dict__, "_tuned": {}, "_file": None, "_bar": None, "_loaded": self.state_dict()}
 
     # ---- ours ----
 
@@ -163,8 +177,47 @@ class InTuneCallback(Callback):
                 )
         return tuner
 
+    def report(self) -> str:
+        """The last turn of each loader: its stages, what limits, what to do next."""
+        texts = [f"{name}\n{table(decision)}" if name else table(decision) for name, decision in self._last.items()]
+        return "\n\n".join(texts) or "No turn was measured: the run was shorter than one turn."
+
+    def _show_in(self, bar: Any) -> None:
+        """Let the progress bar show samples/s, data wait and widths, beside what it shows."""
+        if bar is None or not self._tuned:
+            return
+        shown = bar.get_metrics
+
+        def get_metrics(trainer: Any, pl_module: Any) -> dict[str, Any]:
+            return {**shown(trainer, pl_module), **self._bar_metrics()}
+
+        bar.get_metrics = get_metrics  # the bar's own hook for that, taken back in `teardown`
+        self._bar = bar
+
+    def _bar_metrics(self) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for name, decision in self._last.items():
+            head = f"{name} " if name else ""
+            values[f"{head}samples/s"] = f"{decision.samples_per_s:,.0f}"
+            values[f"{head}data wait"] = f"{decision.wait_share:.0%}"
+            values[f"{head}widths"] = "/".join(map(str, decision.asked.values()))
+        return values
+
+    def _write_hyperparameters(self, logger: Any) -> None:
+        """What this run was set to and what came of it, beside the model's own on the hparams page."""
+        if not self._last:
+            return
+        settings = {f"intune/{key}": value for key, value in self._settings.items()}
+        metrics = {
+            f"intune/final/{key}{'/' + name if name else ''}": float(getattr(decision, key))
+            for name, decision in self._last.items()
+            for key in ("samples_per_s", "wait_share", "roofline_share", "memory_bytes")
+        }
+        logger.log_hyperparams({**dict(logger.hparams), **settings}, metrics)
+
     def _record(self, trainer: Trainer, name: str, decision: Decision) -> None:
         self.history.append(decision)
+        self._last[name] = decision
         values = scalars(decision, name)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
@@ -217,6 +270,21 @@ class _Meters:
             (paused_s, before), self._paused = self._paused, None
             self._lost_s = time.monotonic() - paused_s
             self._lost = self.loader.stats().since(before)
+
+
+def _tensorboards(trainer: Trainer) -> list[Any]:
+    """The TensorBoard loggers of rank 0; by name, as pytorch_lightning's is another class."""
+    found = [logger for logger in trainer.loggers if type(logger).__name__ == "TensorBoardLogger"]
+    return found if trainer.is_global_zero else []
+
+
+def _write_summary(logger: Any, name: str, decision: Decision, step: int) -> None:
+    head = f"intune/{name}/" if name else "intune/"
+    logger.experiment.add_text(
+        f"{head}summary", f"**Limits: {limits(decision)}.** {advice(decision)}\n\n{table(decision)}", step
+    )
+    with contextlib.suppress(ImportError):  # a picture of the same; pip install 'lightning-intune[plots]'
+        logger.experiment.add_figure(f"{head}stages", stage_figure(decision), step)
 
 
 def _elastic(loaders: Any) -> dict[str, ElasticLoader[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import MethodType
 from typing import Any, Literal, final
 
@@ -21,6 +22,8 @@ from lightning_intune.flow.node import Node
 from lightning_intune.flow.row_shuffle import RowShuffle
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.flow.transform import ToBatch
+from lightning_intune.meters import FlowStats
+from lightning_intune.report import findings, table
 
 Paths = str | list[str]
 
@@ -92,6 +95,7 @@ class InTuneDataModule(LightningDataModule):
         if all(paths is None for paths in self.paths.values()):
             raise ConfigError("InTuneDataModule: it has no data. Name Parquet files or folders in train, val or test.")
         self.loaders: dict[str, ElasticLoader[Batch]] = {}
+        self._made: dict[str, FlowStats] = {}
         self._hide_absent()
 
     def _hide_absent(self) -> None:
@@ -109,20 +113,14 @@ class InTuneDataModule(LightningDataModule):
         self.__dict__.update(state)
         self._hide_absent()
 
-    @property
-    def trainer(self) -> Trainer | None:  # pyright: ignore[reportIncompatibleVariableOverride] - to see it set
-        """The Trainer that uses this; ConfigError for one of the package `pytorch_lightning`."""
-        return self._trainer
-
-    @trainer.setter
-    def trainer(self, trainer: Trainer | None) -> None:
-        if type(trainer).__module__.startswith("pytorch_lightning"):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainer" and type(value).__module__.startswith("pytorch_lightning"):
             raise ConfigError(
                 "InTuneDataModule: this Trainer is pytorch_lightning's, which takes only its own classes for "
                 "DataModules. Import Trainer and LightningModule from lightning.pytorch (the same code), or pass "
                 "loaders: trainer.fit(model, data.train_dataloader(), data.val_dataloader())."
             )
-        self._trainer = trainer
+        super().__setattr__(name, value)
 
     def setup(self, stage: str | None = None) -> None:
         """Check the data of every split that `stage` needs, and build its graph. Starts no worker."""
@@ -131,6 +129,7 @@ class InTuneDataModule(LightningDataModule):
             paths = self.paths.get(split)
             if paths is not None and split not in self.loaders:
                 self.loaders[split] = self._loader(paths, is_train=split == "train")
+                self._made[split] = self.loaders[split].stats()
 
     def _loader(self, paths: Paths, *, is_train: bool) -> ElasticLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -198,6 +197,19 @@ class InTuneDataModule(LightningDataModule):
         if split not in self.loaders:
             self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self.loaders[split]
+
+    def report(self, cpus: float | None = None) -> str:
+        """Every loader that ran: its stages, what limits, what to do next, as averages over the whole run.
+
+        `cpus`: what the roofline is reckoned with; None: those this process may use.
+        """
+        texts: list[str] = []
+        cpus = float(len(os.sched_getaffinity(0))) if cpus is None else cpus
+        for split, loader in self.loaders.items():
+            window = loader.stats().since(self._made[split])
+            if window.num_batches > 0:
+                texts.append(f"{split}\n{table(findings(window, cpus))}")
+        return "\n\n".join(texts) or "No loader has run yet."
 
     def transfer_batch_to_device(self, batch: Any, device: Device, dataloader_idx: int) -> Any:
         """Lightning passes `non_blocking` to tensors only; a pinned `Batch` may be copied beside the compute too."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+from lightning_intune.meters import FlowStats
 
 PREFIX = "intune"
+_TRAINER_LIMITS_BELOW = 0.1  # of its time waited for data
+_AT_ROOFLINE = 0.8
 
 
 class StageLike(Protocol):
@@ -55,6 +60,7 @@ def scalars(decision: DecisionLike, loader: str = "") -> dict[str, float]:
         values[f"{head}width/{stage.name}"] = float(stage.width)
         for share in ("busy", "starved", "blocked", "cpu"):
             values[f"{head}{share}_share/{stage.name}"] = getattr(stage, f"{share}_share")
+        values[f"{head}advantage/{stage.name}"] = getattr(stage, "q", None) or 0.0  # no network, no advantage
     return values
 
 
@@ -72,6 +78,7 @@ def layout(stages: Iterable[str], loader: str = "") -> dict[str, dict[str, list[
         "roofline share": chart("roofline_share"),
         "widths": chart(*(f"width/{name}" for name in names)),
         "reward": chart("reward"),
+        "Q: advantage of the chosen move": chart(*(f"advantage/{name}" for name in names)),
         "memory": chart("memory_bytes"),
     }
     for name in names:
@@ -79,19 +86,135 @@ def layout(stages: Iterable[str], loader: str = "") -> dict[str, dict[str, list[
     return {f"lightning_intune{' ' + loader if loader else ''}": charts}
 
 
-def advice(decision: DecisionLike) -> str:
-    """What limits now, and what to do next, in one sentence."""
-    if not decision.stages:
+@final
+@dataclass(frozen=True, kw_only=True)
+class StageShare:
+    """One stage over a whole run; shares are of its workers' time, `cpu_share` of the CPUs there are."""
+
+    name: str
+    width: int
+    busy_share: float
+    starved_share: float
+    blocked_share: float
+    cpu_share: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a window of the meters shows."""
+
+    stages: tuple[StageShare, ...]
+    samples_per_s: float
+    roofline_samples_per_s: float
+    wait_share: float
+    """Of the trainer's time, waiting for data."""
+
+    @property
+    def roofline_share(self) -> float:
+        """In [0, 1]; 0 while no CPU was metered."""
+        bound = self.roofline_samples_per_s
+        return min(1.0, self.samples_per_s / bound) if 0 < bound < float("inf") else 0.0
+
+
+def findings(window: FlowStats, cpus: float) -> Findings:
+    """The meters of a window (`FlowStats.since`) as shares."""
+    stages: list[StageShare] = []
+    for stage in window.stages:
+        total_s = max(stage.busy_s + stage.starved_s + stage.blocked_s, 1e-9)
+        stages.append(
+            StageShare(
+                name=stage.name,
+                width=stage.live_workers or stage.target_workers,
+                busy_share=stage.busy_s / total_s,
+                starved_share=stage.starved_s / total_s,
+                blocked_share=stage.blocked_s / total_s,
+                cpu_share=stage.cpu_s / max(window.time_s * cpus, 1e-9),
+            )
+        )
+    return Findings(
+        stages=tuple(stages),
+        samples_per_s=window.samples_per_s,
+        roofline_samples_per_s=window.roofline_samples_per_s(cpus),
+        wait_share=window.wait_share,
+    )
+
+
+def limits(found: DecisionLike | Findings) -> str | None:
+    """Who limits: a stage's name, or "trainer"; None before anything was measured."""
+    if not found.stages:
+        return None
+    if found.wait_share < _TRAINER_LIMITS_BELOW:
+        return "trainer"
+    return max(found.stages, key=lambda stage: stage.busy_share - stage.blocked_share).name
+
+
+def advice(found: DecisionLike | Findings) -> str:
+    """What limits now, and what to do next, in one or two sentences."""
+    limit = limits(found)
+    if limit is None:
         return "No turn was measured: the run was shorter than one turn."
-    if decision.wait_share < 0.1:
+    if limit == "trainer":
         return "The trainer limits: data is ready when it asks. A faster model or device would be used."
-    limit = max(decision.stages, key=lambda stage: stage.busy_share - stage.blocked_share)
-    if decision.roofline_share >= 0.8:
+    if found.roofline_share >= _AT_ROOFLINE:
         return (
-            f"The CPUs limit, and '{limit.name}' uses most of what it has: make it cheaper per sample, "
+            f"The CPUs limit, and '{limit}' uses most of what it has: make it cheaper per sample, "
             "or give the job more CPUs."
         )
     return (
-        f"Stage '{limit.name}' limits with CPUs to spare: it waits for something else than a core "
+        f"Stage '{limit}' limits with CPUs to spare: it waits for something else than a core "
         "(storage, the GIL). Try method='process' if its function is pure Python, or faster storage."
     )
+
+
+def table(found: DecisionLike | Findings) -> str:
+    """The end-of-fit table: each stage, the whole, what limits and what to do. Plain text, and Markdown."""
+    if not found.stages:
+        return advice(found)
+    rows: list[tuple[str, ...]] = [("stage", "workers", "busy", "starved", "blocked", "of the CPUs")]
+    for stage in found.stages:
+        shares = (stage.busy_share, stage.starved_share, stage.blocked_share, stage.cpu_share)
+        rows.append((stage.name, str(stage.width), *(f"{share:.0%}" for share in shares)))
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * size for size in sizes))
+    lines = ["| " + " | ".join(text.ljust(size) for text, size in zip(row, sizes, strict=True)) + " |" for row in rows]
+    known = found.roofline_share > 0
+    whole = f"{found.samples_per_s:,.0f} samples/s" + (
+        f", {found.roofline_share:.0%} of what the CPUs could deliver" if known else ""
+    )
+    return "\n".join([*lines, "", f"{whole}; the trainer waited {found.wait_share:.0%} of its time.", advice(found)])
+
+
+def stage_figure(found: DecisionLike | Findings) -> Any:
+    """The graph of stages as a matplotlib figure: red limits, the fuller the blue the busier.
+
+    ImportError without matplotlib: `pip install 'lightning-intune[plots]'`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
+
+    limit = limits(found)
+    boxes = [
+        (
+            stage.name,
+            f"{stage.width} workers\nbusy {stage.busy_share:.0%}\nblocked {stage.blocked_share:.0%}",
+            stage.busy_share,
+        )
+        for stage in found.stages
+    ]
+    boxes.append(
+        ("trainer", f"waits {found.wait_share:.0%}\n{found.samples_per_s:,.0f} samples/s", 1 - found.wait_share)
+    )
+    figure = Figure(figsize=(2.2 * len(boxes), 1.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_xlim(-0.5, len(boxes) - 0.5)
+    axes.set_ylim(0, 1)
+    for at, (name, text, busy) in enumerate(boxes):
+        colour = (0.85, 0.25, 0.2, 0.9) if name == limit else (0.2, 0.4, 0.75, 0.15 + 0.6 * min(1.0, busy))
+        axes.add_patch(FancyBboxPatch((at - 0.34, 0.15), 0.68, 0.7, boxstyle="round,pad=0.04", facecolor=colour))
+        ink = "white" if name == limit else "black"
+        axes.text(at, 0.5, f"{name}\n{text}", ha="center", va="center", fontsize=9, color=ink)
+        if at > 0:
+            axes.annotate("", (at - 0.39, 0.5), (at - 0.61, 0.5), arrowprops={"arrowstyle": "->"})
+    return figure

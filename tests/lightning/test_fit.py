@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,37 @@ def test_each_turn_reaches_tensorboard_and_the_decision_file(clicks: Path, schem
     assert {f"intune/width/{stage}" for stage in stages} <= tags
     assert len(events.Scalars("intune/reward")) == len(callback.history)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert {"intune/summary/text_summary", "_hparams_/session_start_info"} <= set(
+        events.Tags()["tensors"]
+    ) | tags | set(events.summary_metadata)
+    assert "intune/final/samples_per_s" in tags
+    assert ("intune/stages" in events.Tags()["images"]) == (find_spec("matplotlib") is not None)
     lines = (Path(logger.log_dir) / "intune_decisions.jsonl").read_text().splitlines()
     assert [json.loads(line)["turn"] for line in lines] == [turn.turn for turn in callback.history]
+
+
+def test_the_progress_bar_shows_samples_wait_and_widths_and_is_given_back(
+    clicks: Path, schema: Schema, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    class Bar(pl.callbacks.TQDMProgressBar):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            seen.update(self.get_metrics(trainer, pl_module))
+
+    tuner, bar = InTuneCallback(turn_interval_s=0.01), Bar()
+    data = InTuneDataModule(schema, str(clicks), batch_size=64)
+    trainer(tmp_path, callbacks=[tuner, bar], enable_progress_bar=True).fit(Clicks(), data)
+    last = tuner.history[-1]
+    assert seen["samples/s"] == f"{last.samples_per_s:,.0f}"
+    assert seen["data wait"] == f"{last.wait_share:.0%}"
+    assert seen["widths"] == "/".join(map(str, last.asked.values()))
+    assert "samples/s" in capsys.readouterr().out
+    assert "get_metrics" not in vars(bar)
+    assert tuner.report().splitlines()[0].startswith("| stage")
+    assert data.report().splitlines()[0] == "train"
+    assert InTuneDataModule(schema, str(clicks)).report() == "No loader has run yet."
 
 
 def test_validation_loaders_start_and_stop_with_the_run(clicks: Path, schema: Schema, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_intune.report import advice, layout, scalars
+import pytest
+
+from lightning_intune.report import advice, findings, layout, limits, scalars, stage_figure, table
+from tests.lightning.meters import stage_stats, window
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,36 @@ def test_every_tag_of_the_layout_is_logged() -> None:
     logged = scalars(Turn(0.5, 0.3), "clicks")
     charts: dict[str, Any] = layout(["read", "transform"], "clicks")["lightning_intune clicks"]
     assert {tag for _, tags in charts.values() for tag in tags} <= set(logged)
+
+
+def test_the_table_names_every_stage_who_limits_and_what_to_do() -> None:
+    lines = table(Turn(0.5, 0.3)).splitlines()
+    assert lines[:4] == [
+        "| stage     | workers | busy | starved | blocked | of the CPUs |",
+        "| --------- | ------- | ---- | ------- | ------- | ----------- |",
+        "| read      | 2       | 90%  | 0%      | 0%      | 50%         |",
+        "| transform | 2       | 30%  | 0%      | 0%      | 50%         |",
+    ]
+    assert lines[5] == "100 samples/s, 30% of what the CPUs could deliver; the trainer waited 50% of its time."
+    assert lines[6].startswith("Stage 'read' limits")
+
+
+def test_the_figure_paints_only_who_limits_red() -> None:
+    pytest.importorskip("matplotlib")
+    for turn, limit in ((Turn(0.5, 0.3), "read"), (Turn(0.02, 0.3), "trainer")):
+        [axes] = stage_figure(turn).axes
+        names = [text.get_text().splitlines()[0] for text in axes.texts if text.get_text()]
+        red = [box.get_facecolor()[0] > 0.5 for box in axes.patches]
+        assert names == ["read", "transform", "trainer"]
+        assert [name for name, is_red in zip(names, red, strict=True) if is_red] == [limit] == [limits(turn)]
+
+
+def test_findings_are_shares_of_a_window() -> None:
+    # In 10 s with 2 CPUs: 3 s of CPU for 300 samples, so 2 CPUs could deliver 200 a second; 30 were.
+    stages = (stage_stats("read", busy_s=6, starved_s=2, blocked_s=2, cpu_s=2), stage_stats("join", busy_s=1, cpu_s=1))
+    found = findings(window(10, num_samples=300, wait_s=4, stages=stages), cpus=2)
+    assert [stage.busy_share for stage in found.stages] == [0.6, 1.0]
+    assert [stage.cpu_share for stage in found.stages] == [0.1, 0.05]
+    assert (found.samples_per_s, found.roofline_samples_per_s, found.wait_share) == (30, 200, 0.4)
+    assert found.roofline_share == 0.15
+    assert limits(found) == "join"
