@@ -39,6 +39,9 @@ class Knob:
 
     `turn` asks for a width and returns at once; `live` is the width that is true now, which follows
     within one item's time. A width outside `bounds` is a ConfigError from the stage.
+
+    `move` is there for a stage of `method="auto"` only: it moves the stage's workers to "thread" or "process"
+    from their next item on, and raises ConfigError where the function cannot cross.
     """
 
     stage: str
@@ -46,3 +49,4 @@ class Knob:
     target: Callable[[], int]
     live: Callable[[], int]
     turn: Callable[[int], None]
+    move: Callable[[str], None] | None = None

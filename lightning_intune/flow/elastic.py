@@ -16,7 +16,7 @@ from lightning_intune.knobs import Bounds
 X = TypeVar("X")
 T = TypeVar("T")
 
-Method = Literal["thread", "process", "ray"]
+Method = Literal["thread", "process", "ray", "auto"]
 
 _JOIN_S = 5.0
 _TINY_S = 50e-6  # a wake-up costs about as much
@@ -35,12 +35,13 @@ class ElasticMapper(ElasticStage[T]):
     every item. Behind it, further stages keep the order it gives; nodes that must see the very same items again
     (`Unbatch`, `Rebatch`, `Shuffle`, ...) turn it back into an ordered one.
 
-    `method` says where it runs: `thread` (for what releases the GIL), `process` (for what holds it)
-    or `ray`. `max_concurrent` bounds the items in flight; without it they are twice the width, up to
-    64 while items are tiny. `prebatch` makes a worker claim that many items together. `max_bytes`
-    bounds the measured bytes of finished items that wait for the consumer. `timeout_s` bounds the
-    function's time per item: it is checked while the consumer waits, so an item that hangs is
-    reported after one to two times as long.
+    `method` says where it runs: `thread` (for what releases the GIL), `process` (for what holds it), `ray`,
+    or `auto`: in threads, until a tuner finds that they wait for the GIL and tries processes.
+    `max_concurrent` bounds the items in flight; without it they are twice the width, up to 64 while
+    items are tiny. `prebatch` makes a worker claim that many items together. `max_bytes` bounds the
+    measured bytes of finished items that wait for the consumer. `timeout_s` bounds the function's time
+    per item: it is checked while the consumer waits, so an item that hangs is reported after one to
+    two times as long.
 
     Raises ConfigError at construction, StageError (also an instance of the original error's class)
     from `next` in the failed item's place.
@@ -167,8 +168,8 @@ class ElasticPrefetcher(ElasticStage[T]):
 def _open_lanes(method: str, fn: Callable[[Any], Any], *, name: str, context: str | None) -> LanePool | None:
     if method == "thread":
         return None
-    if method not in ("process", "ray"):
-        raise ConfigError(f"stage '{name}': method={method!r} is unknown. Use 'thread', 'process' or 'ray'.")
+    if method not in ("process", "ray", "auto"):
+        raise ConfigError(f"stage '{name}': method={method!r} is unknown. Use 'thread', 'process', 'ray' or 'auto'.")
     from lightning_intune.flow.lanes import open_pool
 
     return open_pool(method, fn, name=name, context=context)

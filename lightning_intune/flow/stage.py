@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow.forks import renew_after_fork
+from lightning_intune.flow.lanes.auto import AutoLanePool
 from lightning_intune.flow.node import BaseNode, Node, State, release, shut_down
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.run import Run, StoppedError
@@ -137,12 +138,14 @@ class ElasticStage(Node[T]):
     @property
     def knob(self) -> Knob:
         """The handle by which a tuner turns this stage."""
+        lanes = self._plan.lanes
         return Knob(
             stage=self.name,
             bounds=self.bounds,
             target=lambda: self._target,
             live=lambda: self.stats().live_workers,
             turn=self.resize,
+            move=lanes.move if isinstance(lanes, AutoLanePool) else None,
         )
 
     def stats(self) -> StageStats:
