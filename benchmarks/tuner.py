@@ -6,6 +6,7 @@ showed. Live ones are eight pipelines of the flow's own stages; the best static 
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def cost(quick: bool) -> dict[str, Any]:
 
 def measure(quick: bool) -> dict[str, Any]:
     """All figures; live pipelines last, so that nothing else runs beside them."""
+    if not quick and (message := plots.missing()) is not None:
+        print(f"benchmarks.tuner: {message}", file=sys.stderr)
     figures = simulated.contest(quick) | {"drift": simulated.drift(quick)} | cost(quick)
     found, raw = live.contest(quick, LIVE_RIVALS)
     figures["live"] = found

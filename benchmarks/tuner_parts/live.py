@@ -107,6 +107,10 @@ def one_sided_bound(values: Sequence[float]) -> float:
     return float(np.percentile(draws, 5))
 
 
+RIVAL_S = 5.0
+"""Ten turns for a rival; ours runs longer, so that its seconds to 95 % are seen."""
+
+
 def contest(quick: bool, rivals: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the keys under `live`, what the plots and the fidelity need) for each of the eight pipelines."""
     live: dict[str, Any] = {}
@@ -115,17 +119,17 @@ def contest(quick: bool, rivals: Sequence[str]) -> tuple[dict[str, Any], dict[st
     for kind in KINDS:
         pipeline = LivePipeline(kind)
         try:
-            swept = sweep(pipeline, slice_s, 1 if quick else 5, 4 if quick else 1)
+            swept = sweep(pipeline, slice_s, 1 if quick else 4, 4 if quick else 1)
             runs = {"dqn": tune(pipeline, "dqn", seconds, turn_s=0.25 if quick else 0.5)}
             for name in () if quick else rivals:
-                runs[name] = tune(pipeline, name, seconds)
+                runs[name] = tune(pipeline, name, RIVAL_S)
             live[kind.name] = _figures(pipeline, swept, runs["dqn"], pairs, slice_s)
             live[kind.name]["rivals"] = {
                 name: float(np.median(ratios(pipeline, run.widths, swept.best, pairs // 2, slice_s)))
                 for name, run in runs.items()
                 if name != "dqn"
             }
-            raw[kind.name] = {"sweep": swept, "runs": runs}
+            raw[kind.name] = {"sweep": swept, "runs": runs, "best_rate": live[kind.name]["best_rate"]}
         finally:
             pipeline.close()
     return live, raw
@@ -139,10 +143,31 @@ def _figures(pipeline: LivePipeline, swept: Swept, ours: Tuned, pairs: int, slic
     put(figures, "end_over_start", start)
     figures["end_over_start_bound"] = one_sided_bound(start)
     pipeline.set_widths(swept.best)
-    best_rate = pipeline.rate(2 * slice_s)
-    figures["turns_to_95pct"], figures["seconds_to_95pct"] = reached(ours, best_rate)
+    put(figures, "best_rate", [pipeline.rate(slice_s) for _ in range(3)])
+    figures["turns_to_95pct"], figures["seconds_to_95pct"] = reached(ours, figures["best_rate"])
     figures["turns"] = len(ours.decisions)
+    figures["trace"] = trace(ours, figures["best_rate"])
     return figures
+
+
+def trace(tuned: Tuned, best_rate: float) -> list[dict[str, Any]]:
+    """Turn by turn what explains a miss: widths, rate over the best, what was asked and why, CPUs left and used."""
+    return [
+        {
+            "turn_s": round(decision.turn_s, 3),
+            "widths": list(decision.widths.values()),
+            "asked": list(decision.asked.values()),
+            "proposal": [stage.proposal for stage in decision.stages],
+            "share": round(decision.samples_per_s / best_rate, 3),
+            "roofline_share": round(decision.roofline_share, 3),
+            "why": decision.why,
+            "shifted": decision.shifted,
+            "wait_share": round(decision.wait_share, 3),
+            "cpu_used": round(decision.cpu_used, 2),
+            "memory_mb": decision.memory_bytes >> 20,
+        }
+        for decision in tuned.decisions
+    ]
 
 
 @contextmanager
