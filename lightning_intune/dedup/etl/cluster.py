@@ -232,12 +232,12 @@ class _Run:
             self._on_progress(f"finished {path.name}", num_done, total)
 
     def _sorted(self, finished: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        query = sorted_query(self._inputs, self._survey, self._job, finished)
         if self._job.engine == "ray":
             from lightning_intune.dedup.etl.ray_sort import ray_sorted
 
             batches = ray_sorted(self._inputs, self._survey, self._job, finished)
         else:
+            query = sorted_query(self._inputs, self._survey, self._job, finished)
             batches = iter(self._engine.cursor().sql(query).to_arrow_reader(_BATCH_ROWS))
         target = self._inputs.schema
         for batch in batches:

@@ -14,7 +14,7 @@ from lightning_intune.errors import ConfigError
 Partition = Literal["day", "hour", "none"]
 
 PART = "__lightning_intune_part"
-_LENGTH_US = {"day": 86_400_000_000, "hour": 3_600_000_000}
+PART_US = {"day": 86_400_000_000, "hour": 3_600_000_000}
 _UNITS = (("s", 1e11, 1_000_000.0), ("ms", 1e14, 1_000.0), ("us", 1e17, 1.0), ("ns", float("inf"), 0.001))
 
 
@@ -39,7 +39,7 @@ class Survey:
         """SQL for the number of a row's time partition since 1970, rounded down."""
         if self.partition == "none":
             return "CAST(0 AS BIGINT)"
-        return f"CAST(floor(({self.time_us}) / {_LENGTH_US[self.partition]}.0) AS BIGINT)"
+        return f"CAST(floor(({self.time_us}) / {PART_US[self.partition]}.0) AS BIGINT)"
 
 
 def take_survey(
