@@ -103,6 +103,16 @@ def find_by_hash(
 
 
 @njit(nogil=True, cache=True)
+def mark_changes(words: Words, starts: Places, lengths: npt.NDArray[np.int32], changed: npt.NDArray[np.bool_]) -> None:
+    """Set `changed` [B] where a row is not the one before it; rows that are marked already are not looked at."""
+    for row in range(1, len(lengths)):
+        if not changed[row]:
+            length = lengths[row]
+            same = length == lengths[row - 1] and _same(words, starts[row], starts[row - 1], length)
+            changed[row] = not same
+
+
+@njit(nogil=True, cache=True)
 def _after(words: Words, starts: Places, lengths: npt.NDArray[np.int32], a: Any, b: Any) -> Any:
     """Whether row `a` sorts after row `b`: by length, then word by word."""
     if lengths[a] != lengths[b]:

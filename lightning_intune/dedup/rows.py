@@ -90,9 +90,26 @@ def find_equal_together(features: Sequence[Rows], *, engine: Engine = "auto") ->
     counts = {len(rows.lengths) for rows in features}
     if len(counts) != 1:
         raise ValueError(f"features of one group have {sorted(counts)} rows; they must have equally many")
-    found = [find_equal(rows, engine=engine) for rows in features]
-    if len(found) == 1:
-        return found[0]
+    if len(features) == 1:
+        return find_equal(features[0], engine=engine)
+    kernels = compiled(engine)
+    if kernels is None:
+        return _combined([find_equal(rows, engine=engine) for rows in features], engine)
+    # Within a session all of them stay: only rows that begin a run of equal ones need be searched.
+    changed = np.zeros(counts.pop(), np.bool_)
+    changed[:1] = True
+    for rows in features:
+        kernels.mark_changes(rows.words, rows.starts, rows.lengths, changed)
+    heads = np.flatnonzero(changed)
+    runs = [Rows(words=rows.words, starts=rows.starts[heads], lengths=rows.lengths[heads]) for rows in features]
+    found = _combined([find_equal(rows, engine=engine) for rows in runs], engine)
+    if len(heads) == len(changed):
+        return found
+    return Found(inverse=found.inverse[np.cumsum(changed) - 1], firsts=heads[found.firsts])
+
+
+def _combined(found: Sequence[Found], engine: Engine) -> Found:
+    """The rows in which all of several numberings agree."""
     return find_equal(Rows.table(np.stack([one.inverse for one in found], axis=1)), engine=engine)
 
 

@@ -14,8 +14,11 @@ import torch
 
 from lightning_intune.column_types import is_list
 from lightning_intune.config import Schema, check_columns
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import Batch
-from lightning_intune.dedup.transform import Part, assemble
+from lightning_intune.dedup.plan import DedupPlan
+from lightning_intune.dedup.rows import Engine
+from lightning_intune.dedup.transform import DedupSparse, Part, assemble
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.transform import ToBatch, ToJagged
 
@@ -29,8 +32,9 @@ class SessionsToBatch:
 
     Columns named in `session_level` hold one value (or list) for the whole session, every other column a list with
     one entry for each impression. Sparse features of the session are transformed once each; the batch's rows are the
-    impressions, session after session. A session without impressions adds no row. ValueError where two columns
-    disagree on how many impressions a session has; ConfigError where every feature is the session's.
+    impressions, session after session. `plan` names features of the impressions that repeat often enough to be sought,
+    such as a history that moves on within the session. A session without impressions adds no row. ValueError where
+    two columns disagree on how many impressions a session has; ConfigError where every feature is the session's.
 
     `lightning-intune cluster --layout sessions` writes such files, and `session_level` from a file's metadata reads
     which columns are which.
@@ -44,7 +48,9 @@ class SessionsToBatch:
     ([4, 4, 6], [2, 3, 4], [[0.0], [1.0], [0.0]])
     """
 
-    def __init__(self, schema: Schema, *, session_level: Collection[str]) -> None:
+    def __init__(
+        self, schema: Schema, *, session_level: Collection[str], plan: DedupPlan | None = None, engine: Engine = "auto"
+    ) -> None:
         self._level = frozenset(session_level)
         self._lists = tuple(name for name in schema.columns if name not in self._level)
         if not self._lists:
@@ -56,7 +62,7 @@ class SessionsToBatch:
         own = [feature for feature in schema.sparse if feature.source_column not in self._level]
         self._keys = [feature.name for feature in schema.sparse]
         self._shared = ToJagged(shared) if shared else None
-        self._own = ToJagged(own) if own else None
+        self._own = DedupSparse(own, plan or DedupPlan(), engine=engine) if own else None
         self._own_columns = {feature.source_column for feature in own}
         dense = {feature.source_column for feature in schema.dense} | set(schema.labels)
         self._row_columns = dense | ({schema.weight} if schema.weight else set[str]())
@@ -86,7 +92,12 @@ class SessionsToBatch:
         if self._shared is not None:
             parts.append((self._shared(table), torch.from_numpy(inverse)))
         if self._own is not None:
-            parts.append((self._own(rows), None))
+            made = self._own(rows)
+            if isinstance(made, InverseKeyedJaggedTensor):
+                unique = (made.unique(group) for group in range(len(made.shapes())))
+                parts += [(group.jagged, group.inverse) for group in unique]
+            else:
+                parts.append((made, None))
         return self._to_batch.beside(assemble(parts, self._keys, len(inverse)), rows)
 
     def _wanted(self) -> list[str]:

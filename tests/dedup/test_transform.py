@@ -125,7 +125,8 @@ def test_sessions_give_the_batch_of_their_rows(counts: list[int], begin: int, da
             "click": pa.array(np.arange(count) % 2),
         }
     )
-    to_batch = SessionsToBatch(SCHEMA, session_level=["user", "words"])
+    plan = DedupPlan.of(["history"]) if data.draw(st.booleans()) else None
+    to_batch = SessionsToBatch(SCHEMA, session_level=["user", "words"], plan=plan)
     folded = fold(table, counts)
     to_batch.validate(folded.schema)
     equal_batches(to_batch(folded), ToBatch(SCHEMA)(table))

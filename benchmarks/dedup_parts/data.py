@@ -1,0 +1,79 @@
+"""Session data for the benchmark: OTTO's session lengths, user lists that stay, histories that move on, items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightning_intune.config import DenseFeature, Schema, SparseFeature
+from lightning_intune.dedup import DedupPlan, plan_for
+from lightning_intune.dedup.etl.session_layout import fold_sessions, session_bounds
+from lightning_intune.dedup.etl.synth import SynthFeature, SynthSpec, table
+
+NUM_IDS = 10_000
+TABLE_ROWS = 10_001
+SEQUENCE_LENGTH = 20.0
+USER = [f"user{i}" for i in range(32)]
+HISTORY = [f"history{i}" for i in range(4)]
+ITEM = [f"item{i}" for i in range(4)]
+FEATURES = [*USER, *HISTORY, *ITEM]
+SESSION_LEVEL = ("session", *USER)
+NUM_DENSE = 4
+BATCH_ROWS = 4096
+GROUP_ROWS = 16_384
+
+
+def spec(num_rows: int, session_mean: float, *, order: str = "session", seed: int = 0) -> SynthSpec:
+    """32 user lists fixed for a session, 4 lists that take one new id in a tenth of its rows, 4 items always new."""
+    users = [SynthFeature(name=name, change=0.0, mean_length=SEQUENCE_LENGTH, num_ids=NUM_IDS) for name in USER]
+    histories = [
+        SynthFeature(name=name, change=0.1, mean_length=SEQUENCE_LENGTH, shift=1, num_ids=NUM_IDS) for name in HISTORY
+    ]
+    items = [SynthFeature(name=name, change=1.0, num_ids=NUM_IDS) for name in ITEM]
+    return SynthSpec(
+        num_rows=num_rows,
+        seed=seed,
+        events_per_session=session_mean,
+        features=[*users, *histories, *items],
+        num_dense=NUM_DENSE,
+        order=order,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def schema() -> Schema:
+    """What the model sees of it."""
+    return Schema(
+        dense=[DenseFeature(name=f"dense{i}") for i in range(NUM_DENSE)],
+        sparse=[SparseFeature(name=name, num_embeddings=TABLE_ROWS) for name in FEATURES],
+        labels=["label"],
+    )
+
+
+def write(folder: Path, num_rows: int, session_mean: float) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The same rows three ways: shuffled, clustered by session, one row a session; smallest files, then fastest.
+
+    zstd. Lists of ids are smaller without a dictionary where rows stand by session and larger where they do not, and
+    faster to read with one everywhere: each layout gets what is best for it, once for storage and once for reading.
+    """
+    clustered = table(spec(num_rows, session_mean))
+    rows = {
+        "shuffled": table(spec(num_rows, session_mean, order="shuffled")),
+        "clustered": clustered,
+        "sessions": fold_sessions(clustered, session_bounds(clustered.column("session")), SESSION_LEVEL),
+    }
+    fast = {name: _written(made, folder / f"{name}.fast", dictionary=True) for name, made in rows.items()}
+    other = {name: _written(made, folder / f"{name}.other", dictionary=False) for name, made in rows.items()}
+    small = {name: min(fast[name], other[name], key=lambda path: path.stat().st_size) for name in rows}
+    return small, fast
+
+
+def _written(rows: pa.Table, path: Path, *, dictionary: bool) -> Path:
+    pq.write_table(rows, path, compression="zstd", use_dictionary=dictionary, row_group_size=GROUP_ROWS)
+    return path
+
+
+def plan(rows: pa.Table) -> DedupPlan:
+    """What `plan_for` chooses from a sample, as a user would."""
+    return plan_for(rows.slice(0, 20_000), FEATURES, session_column="session")
