@@ -21,7 +21,7 @@ from lightning_intune.control.reward import Objective
 from lightning_intune.datamodule import follow
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
-from lightning_intune.report import advice, layout, limits, scalars, stage_figure, table
+from lightning_intune.report import layout, limits, scalars, stage_figure, table
 
 _log = logging.getLogger("lightning_intune")
 
@@ -280,9 +280,7 @@ def _tensorboards(trainer: Trainer) -> list[Any]:
 
 def _write_summary(logger: Any, name: str, decision: Decision, step: int) -> None:
     head = f"intune/{name}/" if name else "intune/"
-    logger.experiment.add_text(
-        f"{head}summary", f"**Limits: {limits(decision)}.** {advice(decision)}\n\n{table(decision)}", step
-    )
+    logger.experiment.add_text(f"{head}summary", f"**Limits: {limits(decision)}**\n\n{table(decision)}", step)
     with contextlib.suppress(ImportError):  # a picture of the same; pip install 'lightning-intune[plots]'
         logger.experiment.add_figure(f"{head}stages", stage_figure(decision), step)
 

@@ -146,7 +146,9 @@ def limits(found: DecisionLike | Findings) -> str | None:
         return None
     if found.wait_share < _TRAINER_LIMITS_BELOW:
         return "trainer"
-    return max(found.stages, key=lambda stage: stage.busy_share - stage.blocked_share).name
+    worst = max(found.stages, key=lambda stage: stage.busy_share - stage.blocked_share if stage.busy_share > 0 else -1)
+    # Where even that stage waits for room more than it works, what little the trainer waits is the handing over.
+    return "trainer" if worst.blocked_share > worst.busy_share and found.wait_share < 0.5 else worst.name
 
 
 def advice(found: DecisionLike | Findings) -> str:
@@ -155,7 +157,7 @@ def advice(found: DecisionLike | Findings) -> str:
     if limit is None:
         return "No turn was measured: the run was shorter than one turn."
     if limit == "trainer":
-        return "The trainer limits: data is ready when it asks. A faster model or device would be used."
+        return "The trainer limits: data is ready, or nearly, when it asks. A faster model or device would be used."
     if found.roofline_share >= _AT_ROOFLINE:
         return (
             f"The CPUs limit, and '{limit}' uses most of what it has: make it cheaper per sample, "
@@ -205,7 +207,7 @@ def stage_figure(found: DecisionLike | Findings) -> Any:
     boxes.append(
         ("trainer", f"waits {found.wait_share:.0%}\n{found.samples_per_s:,.0f} samples/s", 1 - found.wait_share)
     )
-    figure = Figure(figsize=(2.2 * len(boxes), 1.8), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(boxes), 1.6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(boxes) - 0.5)
@@ -214,7 +216,7 @@ def stage_figure(found: DecisionLike | Findings) -> Any:
         colour = (0.85, 0.25, 0.2, 0.9) if name == limit else (0.2, 0.4, 0.75, 0.15 + 0.6 * min(1.0, busy))
         axes.add_patch(FancyBboxPatch((at - 0.34, 0.15), 0.68, 0.7, boxstyle="round,pad=0.04", facecolor=colour))
         ink = "white" if name == limit else "black"
-        axes.text(at, 0.5, f"{name}\n{text}", ha="center", va="center", fontsize=9, color=ink)
+        axes.text(at, 0.5, f"{name}\n{text}", ha="center", va="center", fontsize=11, color=ink)
         if at > 0:
             axes.annotate("", (at - 0.39, 0.5), (at - 0.61, 0.5), arrowprops={"arrowstyle": "->"})
     return figure

@@ -37,6 +37,16 @@ def test_a_trainer_that_hardly_waits_is_what_limits() -> None:
     assert advice(Turn(0.06, 0.6)).startswith("The trainer limits")
 
 
+def test_stages_that_wait_for_room_do_not_limit_a_trainer_that_waits_a_little() -> None:
+    idle = (
+        Stage("read", 0.0),
+        Stage("transform", 0.2, blocked_share=0.74),
+        Stage("prefetch", 0.01, blocked_share=0.98),
+    )
+    assert limits(Turn(0.2, 0.9, stages=idle)) == "trainer"
+    assert limits(Turn(0.6, 0.9, stages=idle)) == "transform"
+
+
 def test_near_the_roofline_the_dearest_stage_is_named() -> None:
     text = advice(Turn(0.5, 0.9))
     assert text.startswith("The CPUs limit, and 'read' uses most")
