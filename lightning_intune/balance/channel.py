@@ -1,0 +1,144 @@
+"""The exchange's line to the other ranks: a gloo group of its own, and a name for the rank that does not come."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar, final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lightning_intune.errors import ConfigError
+
+T = TypeVar("T")
+
+_GRACE_S = 2.0  # ranks notice a broken group one after another
+
+
+class Channel(Protocol):
+    """What `BalancedExchange` asks of the other ranks. Errors are RuntimeErrors that name the rank at fault."""
+
+    @property
+    def rank(self) -> int:
+        """The own rank, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are; with 1 nothing else is called."""
+        ...
+
+    def open(self) -> None:
+        """Called by the consumer before its first item, on every rank at the same place; harmless when called again."""
+        ...
+
+    def gather(self, message: Any) -> list[Any]:
+        """Every rank's message, by rank. Called by one thread at a time, in one order on every rank."""
+        ...
+
+    def deal(self, parcels: list[bytes]) -> list[bytes]:
+        """`parcels[r]` goes to rank r; what comes back is by sender. Called as `gather` is."""
+        ...
+
+
+@final
+class GlooChannel:
+    """Over all ranks of `torch.distributed` where that is initialized; alone otherwise.
+
+    Before every collective a rank leaves a mark in the default group's store (some 0.1 ms). Whoever finds a
+    collective broken or late reads there which ranks had not come. `timeout_s` is how long one waits for them.
+    """
+
+    _numbers = itertools.count()  # one for every channel opened, the same on all ranks
+
+    def __init__(self, timeout_s: float = 600.0) -> None:
+        if not timeout_s > 0:
+            raise ConfigError(f"BalancedExchange: timeout_s={timeout_s} waits for nobody. Set it above 0.")
+        self._timeout_s = timeout_s
+        self._group: Any = None
+        self._store: Any = None
+        self._num_calls = 0
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+    def open(self) -> None:
+        if self._group is not None:
+            return
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
+        # Private by name, and what torch's own elastic and checkpoint code uses; there is no public way to it.
+        store = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+        self._store = dist.distributed_c10d.PrefixStore(f"lightning_intune/balance/{next(self._numbers)}", store)
+
+    def gather(self, message: Any) -> list[Any]:
+        messages: list[Any] = [None] * self.world_size
+        self._call(lambda: dist.all_gather_object(messages, message, group=self._group))
+        return messages
+
+    def deal(self, parcels: list[bytes]) -> list[bytes]:
+        sizes = torch.tensor([len(parcel) for parcel in parcels])
+        sizes_in = torch.empty_like(sizes)
+        self._call(lambda: dist.all_to_all_single(sizes_in, sizes, group=self._group))
+        out = torch.from_numpy(np.frombuffer(b"".join([*parcels, b"\0"]), np.uint8).copy())[:-1]
+        received = torch.empty(int(sizes_in.sum()), dtype=torch.uint8)
+        splits = sizes_in.tolist(), sizes.tolist()
+        self._call(lambda: dist.all_to_all_single(received, out, *splits, group=self._group))
+        return [part.numpy().tobytes() for part in received.split(splits[0])]
+
+    def _call(self, collective: Callable[[], object]) -> None:
+        assert self._group is not None, "open comes first"
+        self._num_calls += 1
+        try:
+            self._store.set(f"come/{self.rank}", str(self._num_calls))
+            collective()
+        except Exception as error:
+            raise RuntimeError(self._verdict(error)) from error
+
+    def _verdict(self, error: Exception) -> str:
+        """Who had not come, as far as the store can tell."""
+        head = f"BalancedExchange: rank {self.rank} could not go on exchanging with the others ({_first_line(error)})."
+        try:
+            text = self._who()
+            self._store.set(f"blame/{self.rank}", text)
+        except Exception as lost:  # noqa: BLE001 - said below
+            text = f"the job's store is out of reach too ({_first_line(lost)}), so its host, mostly rank 0, has ended"
+        return (
+            f"{head} What is known: {text}. See that rank's own log; raise timeout_s= if it was only slow, and let "
+            "every rank take equally many steps."
+        )
+
+    def _who(self) -> str:
+        calls = [int(told) if told else 0 for told in self._told("come")]
+        late = [str(rank) for rank, num_calls in enumerate(calls) if num_calls < self._num_calls]
+        if late:
+            return f"rank {', '.join(late)} did not come within {self._timeout_s:g} s, or had ended"
+        # All had come, so one broke it later. Those that live notice it, one after another.
+        self._store.set(f"broke/{self.rank}", "yes")
+        time.sleep(_GRACE_S)
+        blamed = [told for told in self._told("blame") if told]
+        gone = [str(rank) for rank, told in enumerate(self._told("broke")) if not told]
+        if blamed or not gone:
+            return blamed[0] if blamed else "every rank had come, so the connection between them broke"
+        return f"rank {', '.join(gone)} had come, and has ended since"
+
+    def _told(self, what: str) -> list[str]:
+        """By rank, what it has put under that name; empty where nothing."""
+        keys = [f"{what}/{rank}" for rank in range(self.world_size)]
+        return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
+
+    def __reduce__(self) -> tuple[type[GlooChannel], tuple[float]]:
+        return GlooChannel, (self._timeout_s,)  # a group is its process's own
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"

@@ -1,0 +1,82 @@
+"""The exchange over gloo, a process per rank: gradients, resume, and ranks that die or stall."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(case: str, world_size: int, store: Path) -> list[tuple[int, Any, str]]:
+    """Exit status, what it printed and standard error, by rank."""
+    script = Path(__file__).with_name("gloo_rank.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), case]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size), str(store)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=90) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    return [
+        (process.returncode, json.loads(out.splitlines()[-1]) if out else None, error)
+        for process, (out, error) in zip(ranks, outputs, strict=True)
+    ]
+
+
+def check_training(world_size: int, tmp_path: Path) -> None:
+    done = run("train", world_size, tmp_path / "store")
+    assert [status for status, _, _ in done] == [0] * world_size, done
+    outs = [out for _, out, _ in done]
+    everything = sorted([rank, place] for rank in range(world_size) for place in range(21 + 6 * rank))
+    for mode in ("off", "local", "reservoir", "global"):
+        by_rank = [out[mode]["ids"] for out in outs]
+        assert sorted(one for ids in by_rank for step in ids for one in step) == everything
+        assert [out[mode]["resumed"] for out in outs] == [ids[4:] for ids in by_rank]
+    unbalanced, balanced = ([out[mode] for out in outs] for mode in ("off", "global"))
+    for step in range(len(unbalanced[0]["ids"])):
+        before, after = (sorted(one for out in mode for one in out["ids"][step]) for mode in (unbalanced, balanced))
+        assert before == after
+    torch.testing.assert_close(
+        torch.tensor(balanced[0]["gradients"]), torch.tensor(unbalanced[0]["gradients"]), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_two_ranks_train_on_the_same_global_batches_with_the_same_gradients(tmp_path: Path) -> None:
+    check_training(2, tmp_path)
+
+
+@pytest.mark.slow
+def test_three_ranks_do_so_too(tmp_path: Path) -> None:
+    check_training(3, tmp_path)
+
+
+def test_a_rank_that_dies_is_named_on_the_others(tmp_path: Path) -> None:
+    (status, out, error), (killed, _, _) = run("dies", 2, tmp_path / "store")
+    assert killed == -9
+    assert status == 0, error
+    assert "rank 1 did not come within 3 s, or had ended" in out["error"] or "rank 1 had come, and has" in out["error"]
+
+
+def test_a_rank_that_stalls_is_named_and_learns_that_it_was_given_up(tmp_path: Path) -> None:
+    (_, waiting, error), (_, late, late_error) = run("stalls", 2, tmp_path / "store")
+    assert "rank 1 did not come within 3 s" in waiting["error"], error
+    assert late["error"] is not None, late_error
+    assert "rank 1" in late["error"]
