@@ -3,9 +3,13 @@
 The functions do next to nothing: they hand back the item, or fill a new array with its number (a tensor or
 array made once and handed out again would lie in shared memory already, which no real stage's does). The
 Parquet stage reads and decodes. The consumer reads one byte of every page of a result, so that memory
-which is mapped but not yet there is paid for. `small_chunked` is ours with `prebatch=64`; its peers run as in
-`small`, and `small_chunked.torchdata_prebatch` gives torchdata the same chunks. `lane_alone` is one lane in a
-loop, without the engine around it.
+which is mapped but not yet there is paid for. Ours and torchdata's pull from the same kind of node, an
+IterableWrapper.
+
+In `small` nobody is told a chunk size: the peers then send every item by itself, ours as many together as
+take about a millisecond; `small.ours_one_by_one` is ours with `prebatch=1`. `small_chunked` is ours with
+`prebatch=64`; its peers run as in `small`, and `small_chunked.torchdata_prebatch` gives torchdata the same
+chunks. `lane_alone` is one lane in a loop with those chunks, without the engine around it.
 """
 
 from __future__ import annotations
@@ -31,7 +35,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchdata.nodes import IterableWrapper, ParallelMapper
 
 from lightning_intune.flow.elastic import ElasticMapper
-from lightning_intune.flow.iterable import IterableSource
 from lightning_intune.flow.lanes.process import ProcessLanePool
 
 _NUM_WORKERS = 2
@@ -46,7 +49,7 @@ class Load:
 
     fn: Callable[[int], Any]
     num_items: int
-    prebatch: int = 1
+    prebatch: int | None = None
 
 
 def same(item: int) -> int:
@@ -110,14 +113,15 @@ def process_ratios(quick: bool) -> dict[str, Any]:
 
 def _round(load: Load) -> dict[str, float]:
     engines: dict[str, Callable[[Load, int], contextlib.AbstractContextManager[Iterator[Any]]]] = {
-        "ours": _ours,
+        "ours": partial(_ours, prebatch=load.prebatch),
         "torchdata": partial(_torchdata, prebatch=None),
         "dataloader": _dataloader,
     }
-    if load.fn is same:
-        engines["lane_alone"] = _lane_alone
-    if load.prebatch > 1:
+    if load.prebatch is not None:
+        engines["lane_alone"] = partial(_lane_alone, size=load.prebatch)
         engines["torchdata_prebatch"] = partial(_torchdata, prebatch=load.prebatch)
+    elif load.fn is same:
+        engines["ours_one_by_one"] = partial(_ours, prebatch=1)
     return {engine: _cpu_s_per_item(open_engine, load) for engine, open_engine in engines.items()}
 
 
@@ -150,10 +154,9 @@ def _look_at(item: Any) -> int:
 
 
 @contextlib.contextmanager
-def _ours(load: Load, count: int) -> Generator[Iterator[Any]]:
-    mapper: ElasticMapper[Any] = ElasticMapper(
-        IterableSource(range(count)), load.fn, _NUM_WORKERS, method="process", prebatch=load.prebatch
-    )
+def _ours(load: Load, count: int, *, prebatch: int | None) -> Generator[Iterator[Any]]:
+    source: Any = IterableWrapper(range(count))
+    mapper: ElasticMapper[Any] = ElasticMapper(source, load.fn, _NUM_WORKERS, method="process", prebatch=prebatch)
     try:
         mapper.reset()
         yield _pulled(mapper)
@@ -162,10 +165,10 @@ def _ours(load: Load, count: int) -> Generator[Iterator[Any]]:
 
 
 @contextlib.contextmanager
-def _lane_alone(load: Load, count: int) -> Generator[Iterator[Any]]:
+def _lane_alone(load: Load, count: int, *, size: int) -> Generator[Iterator[Any]]:
     """No engine: one lane in a loop. What it leaves of ours is the price of order, meters and resizing."""
     pool = ProcessLanePool(load.fn, name="lane", keep_spare=False)
-    lane, size = pool.open(), load.prebatch
+    lane = pool.open()
     try:
         yield (item for first in range(0, count, size) for item in lane.run(list(range(first, first + size))))
     finally:
