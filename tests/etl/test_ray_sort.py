@@ -26,6 +26,7 @@ def test_formats_that_ray_does_not_sort_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
+    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install 'ray[data]'")
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
     yield ray
@@ -35,6 +36,8 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Data 2.60 warns of its own default settings
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves files and sockets to the collector
 class TestOnACluster:
     @pytest.fixture(autouse=True)
     def nothing_left_behind(self) -> None:

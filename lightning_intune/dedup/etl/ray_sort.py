@@ -22,14 +22,14 @@ def ray_sorted(inputs: Inputs, survey: Survey, job: ClusterJob, finished: Sequen
     """The rows still to be written, with `PART`, in the order of the output; rows of one time in no set order.
 
     The cluster is the one that Ray is connected to, else RAY_ADDRESS's, else this machine. Every node has to see the
-    files under the same paths. ConfigError for what is not Parquet, and without the extra [ray].
+    files under the same paths. ConfigError for what is not Parquet, and without Ray Data, which needs pandas beside the extra [ray].
     """
     if inputs.kind != "parquet" or inputs.schema is None:
         raise ConfigError("cluster: --engine ray sorts Parquet. Convert by --engine duckdb, or give Parquet files.")
     try:
         import ray.data
     except ImportError as error:
-        raise ConfigError("cluster: --engine ray needs Ray: pip install 'lightning-intune[ray]'.") from error
+        raise ConfigError(f"cluster: --engine ray needs Ray Data ({error}): pip install 'ray[data]'.") from error
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True  # a sort's blocks come in their order
     context.enable_progress_bars = False
