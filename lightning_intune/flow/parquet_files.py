@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import final
@@ -14,10 +14,12 @@ from typing import final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.filesystems import is_local
+from lightning_intune.flow.partitions import partition_guarantee, partition_texts, partition_types
 
 _FOOTER_THREADS = 8
 _HIDDEN = ("_", ".")  # Spark's and Hadoop's markers, and files still being written
@@ -32,6 +34,7 @@ class ParquetFile:
     fragment: ds.ParquetFileFragment
     """Arrow's view of the footer; the file behind it is closed."""
     schema: pa.Schema
+    """Its columns, those that stand in the names of its folders included."""
 
     def row_groups(self, keep: pc.Expression | None, schema: pa.Schema) -> list[tuple[int, int]]:
         """(number, rows) of its non-empty row groups, less those whose statistics rule `keep` out."""
@@ -60,10 +63,11 @@ def read_footers(paths: Sequence[str], filesystem: fs.FileSystem) -> list[Parque
 
     ConfigError names the first file that is not readable Parquet.
     """
+    types = partition_types(paths)
     if len(paths) <= _FOOTER_THREADS:
-        return [_footer(path, filesystem) for path in paths]
+        return [_footer(path, filesystem, types) for path in paths]
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(lambda path: _footer(path, filesystem), paths))
+        return list(pool.map(lambda path: _footer(path, filesystem, types), paths))
 
 
 def common_schema(files: Sequence[ParquetFile]) -> pa.Schema:
@@ -141,10 +145,13 @@ def _files_below(folder: str, filesystem: fs.FileSystem, *, recursive: bool) -> 
     return sorted(info.path for info in found if info.type == fs.FileType.File)
 
 
-def _footer(path: str, filesystem: fs.FileSystem) -> ParquetFile:
+def _footer(path: str, filesystem: fs.FileSystem, types: Mapping[str, pa.DataType]) -> ParquetFile:
     try:
         with filesystem.open_input_file(path) as source:
-            fragment = ds.ParquetFileFormat().make_fragment(source)
+            own = set(pq.read_schema(source).names)  # a column that the file itself holds is what the file says
+            from_folders = {name: types[name] for name in partition_texts(path) if name not in own}
+            known = partition_guarantee(path, from_folders)
+            fragment = ds.ParquetFileFormat().make_fragment(source, partition_expression=known)
             fragment.ensure_complete_metadata()
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(
@@ -157,6 +164,8 @@ def _footer(path: str, filesystem: fs.FileSystem) -> ParquetFile:
         raise ConfigError(
             f"ParquetSource: '{path}' has two columns named '{twice}', and a name must mean one. Write it anew."
         )
+    for name, kind in from_folders.items():
+        schema = schema.append(pa.field(name, kind))
     return ParquetFile(path=path, fragment=fragment, schema=schema)
 
 

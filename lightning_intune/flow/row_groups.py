@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from lightning_intune.flow.filesystems import is_local
+from lightning_intune.flow.partitions import partition_texts, partition_value
 
 _ENCODABLE = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _MAX_FOOTERS = 64
@@ -60,9 +61,10 @@ class ReadRowGroup:
     """A function from a `RowGroup` to its rows as a `pa.Table`. Picklable, and safe in several threads.
 
     Columns come as `schema` says, in that order: cast where a file holds another type; where it has no such column,
-    its value in `defaults`, else null. With `keep` only rows for which it is true come. With `shuffle`
-    their order is drawn from the descriptor's (seed, epoch, index), never from the worker's. With `dictionaries`
-    string columns stay dictionary-encoded as they are in the file, which spares decoding them.
+    what its folders' names say (`day=2026-01-01`), else its value in `defaults`, else null. With `keep` only rows for
+    which it is true come. With `shuffle` their order is drawn from the descriptor's (seed, epoch, index), never from
+    the worker's. With `dictionaries` string columns stay dictionary-encoded as they are in the file, which spares
+    decoding them.
 
     The read is single-threaded, so that its CPU time is metered where it is spent. `pre_buffer` fetches the column
     chunks in few large ranges on Arrow's I/O threads: good for remote storage, and the default there; on a local disk
@@ -125,16 +127,18 @@ class ReadRowGroup:
             )
             wanted = [name for name in self._read_schema.names if name in present]
             table = file.read_row_group(row_group.row_group, columns=wanted, use_threads=False)
-        if table.num_rows != row_group.num_rows:
+        if wanted and table.num_rows != row_group.num_rows:
             raise ValueError(f"it holds {table.num_rows} rows, and its footer said {row_group.num_rows}")
-        columns = [self._column(table, field) for field in self._read_schema]
+        columns = [self._column(table, field, row_group) for field in self._read_schema]
         return pa.Table.from_arrays(columns, names=self._read_schema.names)
 
-    def _column(self, table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    def _column(self, table: pa.Table, field: pa.Field, row_group: RowGroup) -> pa.ChunkedArray:
         # Every row group's column must have one type, or tables could not be joined into batches.
         if field.name not in table.column_names:
-            value = pa.scalar(self._defaults.get(field.name), field.type)
-            column = pa.chunked_array([pa.repeat(value, table.num_rows)])
+            texts = partition_texts(row_group.path)
+            is_in_path = field.name in texts
+            value = partition_value(texts[field.name], field.type) if is_in_path else self._default(field)
+            column = pa.chunked_array([pa.repeat(value, row_group.num_rows)])
         else:
             column = table.column(field.name)
         if field.name not in self._dictionaries:
@@ -142,6 +146,9 @@ class ReadRowGroup:
         if column.type == pa.dictionary(pa.int32(), field.type):
             return column
         return column.cast(field.type).dictionary_encode()
+
+    def _default(self, field: pa.Field) -> pa.Scalar:
+        return pa.scalar(self._defaults.get(field.name), field.type)
 
 
 @final

@@ -33,6 +33,9 @@ class ParquetSource(Node[RowGroup]):
     a bad rank. `columns` None reads all. `paths` are files, folders and globs, or URIs of any filesystem that Arrow or
     fsspec reaches; a list of files is also how a snapshot of an Iceberg or Delta table comes in.
 
+    Folders named as Hive names them, `day=2026-01-01`, give a column each (int64, double, date32 or string, whichever
+    holds all its values), unless the file has one of that name itself; `__HIVE_DEFAULT_PARTITION__` is null.
+
     Files may differ: numbers are widened, and a column that only some files have holds its value in `defaults` for
     the others, else null. `filters` keeps only rows for which it is true: an Arrow expression, or what
     `pyarrow.parquet` takes, as in `[("day", ">=", 5)]`. Row groups whose statistics rule it out are never read; all
