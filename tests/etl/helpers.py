@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from lightning_intune.dedup.etl.cluster import ClusterJob
 from lightning_intune.dedup.etl.session_layout import unfold_sessions
 
-OTTO = Path(__file__).parents[3] / "shared" / "data" / "otto" / "train.jsonl"
+ROOT = Path(__file__).parents[2]
+OTTO = ROOT.parent / "shared" / "data" / "otto" / "train.jsonl"
 LIMIT = 512 * 2**20
 
 

@@ -14,6 +14,7 @@ import pytest
 from lightning_intune.console import main
 from lightning_intune.dedup.etl import commands
 from lightning_intune.dedup.etl.cluster import VerificationError
+from tests.etl.helpers import ROOT
 
 pytest.importorskip("duckdb")
 
@@ -138,7 +139,9 @@ def test_our_commands_do_not_import_lightning_or_torch() -> None:
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'pyarrow.dataset')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False, cwd=ROOT).returncode == 0
+    )
 
 
 def test_the_default_memory_limit_is_one_a_machine_has() -> None:

@@ -116,6 +116,7 @@ def cluster(job: ClusterJob, on_progress: OnProgress = lambda *_: None) -> Clust
     work = output.with_name(f".{output.name}.part")
     with ExitStack() as stack:
         stack.enter_context(locked(work))
+        shutil.rmtree(work / "scratch", ignore_errors=True)  # what a killed run had spilled
         scratch = Path(job.scratch) if job.scratch is not None else work / "scratch"
         engine = stack.enter_context(
             open_engine(job.memory_limit_bytes, scratch, threads=job.threads, scratch_bytes=job.scratch_limit_bytes)
@@ -239,9 +240,8 @@ class _Run:
         else:
             query = sorted_query(self._inputs, self._survey, self._job, finished)
             batches = iter(self._engine.cursor().sql(query).to_arrow_reader(_BATCH_ROWS))
-        target = self._inputs.schema
         for batch in batches:
-            yield batch if target is None else batch.cast(target.append(batch.schema.field(PART)))
+            yield batch if self._inputs.schema is None else _in_types(batch, self._inputs.schema)
 
     def _measure(self, path: Path) -> tuple[int, int]:
         """(rows, checksum) of a written file, read back from the disk."""
@@ -274,6 +274,13 @@ class _Run:
             session_columns=self._settings.session_level,
             time_unit=self._survey.time_unit,
         )
+
+
+def _in_types(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns in the types that the files have; where that is `null`, in the engine's."""
+    fields = [field if "null" in str(schema.field(field.name).type) else schema.field(field.name)
+              for field in batch.schema if field.name != PART]  # fmt: skip
+    return batch.cast(pa.schema([*fields, batch.schema.field(PART)]))
 
 
 def sorted_query(inputs: Inputs, survey: Survey, job: ClusterJob, finished: Sequence[int]) -> str:

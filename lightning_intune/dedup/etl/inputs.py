@@ -52,6 +52,8 @@ def open_inputs(engine: Any, paths: Sequence[str], *, history: int = 0, line_byt
     located, filesystem = _located(paths)
     kind = _kind(located)
     schema = _parquet_schema(located, filesystem) if kind == "parquet" else None
+    if schema is not None:
+        _check(kind, {}, schema, located)
     names = f"[{', '.join(map(text, located))}]"
     if kind == "parquet":
         # `file_index` counts files as they are listed; rows keep their order within equal times.
@@ -150,6 +152,9 @@ def _otto(relation: str, history: int) -> str:
 
 def _check(kind: Kind, columns: dict[str, Any], schema: pa.Schema | None, files: Sequence[str]) -> None:
     names = list(columns) if schema is None else schema.names
+    taken = [name for name in names if name.lower() in ("file_row_number", "file_index", FILE, TIE)]
+    if taken:
+        raise ConfigError(f"column '{taken[0]}' of '{files[0]}' has a name that is needed for sorting. Rename it.")
     folded = Counter(name.lower() for name in names)
     twice = [name for name in names if folded[name.lower()] > 1]
     if twice:

@@ -14,6 +14,7 @@ from lightning_intune.dedup.etl.output_file import OutputFile
 from lightning_intune.dedup.etl.session_layout import file_metadata, fold_sessions, session_bounds
 from lightning_intune.dedup.etl.survey import PART, Partition
 from lightning_intune.dedup.etl.synth_spec import Layout
+from lightning_intune.errors import ConfigError
 
 _MAX_BUFFER_BYTES = 64 * 2**20
 
@@ -111,7 +112,7 @@ def part_metadata(settings: PartSettings) -> dict[bytes, bytes]:
 
 
 def part_name(number: int, partition: Partition) -> str:
-    """The file of a partition; names sort as the partitions do (from year 1000 to 9999).
+    """The file of a partition; names sort as the partitions do (of the years 1000 to 9999).
 
     >>> part_name(19_205, "day"), part_name(0, "none")
     ('2022-08-01.parquet', 'all.parquet')
@@ -119,5 +120,11 @@ def part_name(number: int, partition: Partition) -> str:
     if partition == "none":
         return "all.parquet"
     step = timedelta(days=1) if partition == "day" else timedelta(hours=1)
-    at = datetime(1970, 1, 1, tzinfo=UTC) + number * step
+    try:
+        at = datetime(1970, 1, 1, tzinfo=UTC) + number * step
+    except OverflowError as error:
+        raise ConfigError(
+            f"cluster: a time lies {number} {partition}s from 1970, beyond the years 1 to 9999. Mend the time column, "
+            "or use --partition none."
+        ) from error
     return f"{at:%Y-%m-%d}.parquet" if partition == "day" else f"{at:%Y-%m-%dT%H}.parquet"

@@ -22,7 +22,7 @@ def ray_sorted(inputs: Inputs, survey: Survey, job: ClusterJob, finished: Sequen
     """The rows still to be written, with `PART`, in the order of the output; rows of one time in no set order.
 
     The cluster is the one that Ray is connected to, else RAY_ADDRESS's, else this machine. Every node has to see the
-    files under the same paths. ConfigError for what is not Parquet, and without Ray Data, which needs pandas beside the extra [ray].
+    files under the same paths. ConfigError for what is not Parquet, and without Ray Data, which needs pandas too.
     """
     if inputs.kind != "parquet" or inputs.schema is None:
         raise ConfigError("cluster: --engine ray sorts Parquet. Convert by --engine duckdb, or give Parquet files.")
