@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import final
 
 from lightning.pytorch import LightningModule
@@ -30,12 +33,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
     `pretrain` remakes the tuner's shipped weights from a seed; the others are Lightning's.
 
-    Class paths are found in the present folder too, as with `python -m`.
+    Class paths are found in the present folder too, as with `python -m`. `--import MODULE` before the other options
+    (repeatable) lets its classes go by their names alone: `fit --import my_models --model ClickModel`.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     arguments = sys.argv[1:] if args is None else list(args)
+    _spare_users_noise()
     try:
+        arguments = _imported(arguments)
         if arguments[:1] == ["pretrain"]:
             return pretrain.main(arguments[1:])
         InTuneCLI(
@@ -43,12 +49,44 @@ def main(args: Sequence[str] | None = None) -> int:
             InTuneDataModule,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},
-            args=None if args is None else arguments,
+            args=None if args is None and arguments == sys.argv[1:] else arguments,
         )
     except ConfigError as error:
         sys.stderr.write(f"lightning-intune: {error}\n")
         return 2
     return 0
+
+
+def _imported(arguments: list[str]) -> list[str]:
+    """The arguments less each `--import MODULE`, which is done."""
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word != "--import" and not word.startswith("--import="):
+            rest.append(word)
+            continue
+        name = word.removeprefix("--import=") if "=" in word else next(words, "")
+        try:
+            import_module(name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"--import {name}: {error}. Name a module that Python finds from this folder.") from error
+    return rest
+
+
+def _spare_users_noise() -> None:
+    """Keep away what no user of this command can do anything about."""
+    # Lightning 2.6 asks torch 2.13's pytree in a way that torch deprecates.
+    warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\). is deprecated", FutureWarning)
+    # Lightning 2.6 calls jsonargparse 4.53 in ways that it deprecates.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+    # Arguments less `--import`, while `sys.argv` keeps it for the ranks that Lightning starts.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
+    # Advertisements for hosted loggers and registries, once per Trainer.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not any(name in record.getMessage() for name in ("[litlogger]", "[litmodels]"))
 
 
 if __name__ == "__main__":

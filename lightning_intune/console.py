@@ -21,6 +21,7 @@ Training, by Lightning's own command line with the tuner built in:
 Session data:
   analyze     measure how often features repeat within sessions, and what deduplication would spare
   cluster     write rows anew, session by session within each day, as rows or as one row per session
+  schema      print a first schema for Parquet files, from their footers
   synth       make up session data with known repeats and a label that can be learnt
 
 The tuner:
@@ -30,6 +31,7 @@ The tuner:
 _OURS = {
     "analyze": ("lightning_intune.dedup.etl.commands", "analyze_main"),
     "cluster": ("lightning_intune.dedup.etl.commands", "cluster_main"),
+    "schema": ("lightning_intune.flow.infer", "main"),
     "synth": ("lightning_intune.dedup.etl.commands", "synth_main"),
     "pretrain": ("lightning_intune.control.pretrain", "main"),
 }

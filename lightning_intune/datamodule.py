@@ -12,6 +12,8 @@ from torch import device as Device  # noqa: N812 - a class, whatever torch calls
 
 from lightning_intune.config import Schema
 from lightning_intune.dedup.jagged import Batch
+from lightning_intune.dedup.plan import DedupPlan
+from lightning_intune.dedup.transform import DedupSparse
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.agree import EqualSteps
 from lightning_intune.flow.batch import Rebatch
@@ -54,6 +56,10 @@ class InTuneDataModule(LightningDataModule):
         filesystem: Where the paths are: Arrow's or fsspec's; None for local paths and URIs.
         filters: Rows to keep, as ``[["day", ">=", 5]]`` or an Arrow expression; None keeps all. Row groups that cannot
             hold one are never read. An epoch's number of batches is not known beforehand then.
+        dedup: Groups of sparse features that repeat together within sessions, as ``[["user", "history"]]``:
+            `batch.sparse` is then an `InverseKeyedJaggedTensor`, each group's repeated rows stored, and transformed,
+            once. Rows keep their order within a row group, so that sessions stay together; batches mix
+            `mix_row_groups` of them.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -79,6 +85,7 @@ class InTuneDataModule(LightningDataModule):
         max_prefetch_bytes: int | None = None,
         filesystem: Any = None,
         filters: Any = None,
+        dedup: list[list[str]] | None = None,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -87,6 +94,8 @@ class InTuneDataModule(LightningDataModule):
         self._mix_row_groups = mix_row_groups
         self._max_prefetch_bytes, self._filesystem = max_prefetch_bytes, filesystem
         self._filters = _as_tuples(filters)
+        # A group that names no feature shows here, not after the data is found.
+        self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
         if batch_size < 1:
             raise ConfigError(f"InTuneDataModule: batch_size={batch_size} makes no batch. Set it to 1 or more.")
@@ -155,13 +164,14 @@ class InTuneDataModule(LightningDataModule):
                 f"{self.batch_size} each. Lower batch_size, or use fewer ranks."
             )
         known = num_batches if self._filters is None else None  # what a filter lets through shows in reading only
-        node: Node[Any] = self._stage(source, source.reader(dictionaries=True), "read", "thread")
+        reader = source.reader(dictionaries=True, shuffle_rows=shuffle and self._sparse is None)
+        node: Node[Any] = self._stage(source, reader, "read", "thread")
         if shuffle and self._mix_row_groups > 1:
             num_tables = self._mix_row_groups
             node = RowShuffle(node, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
         else:
             node = Rebatch(node, self.batch_size, drop_last=drop_last)
-        node = self._stage(node, ToBatch(self.schema), "transform", self._method)
+        node = self._stage(node, ToBatch(self.schema, sparse=self._sparse), "transform", self._method)
         node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
         if world_size > 1:
             num_items = None if known is None else [known] * world_size

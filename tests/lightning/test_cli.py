@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import yaml
 
+from lightning_intune import console
 from lightning_intune.cli import main
+from lightning_intune.errors import ConfigError
+from lightning_intune.flow.infer import infer_schema
 
 # Lightning 2.6 calls jsonargparse in ways that jsonargparse 4.53 deprecates; nothing of ours is in those calls.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -49,3 +55,48 @@ def test_pretrain_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
         main(["pretrain", "--help"])
     assert ended.value.code == 0
     assert "Remake the tuner's weights" in capsys.readouterr().out
+
+
+def test_an_imported_modules_classes_go_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--import=lightning.pytorch.demos.boring_classes", "--model", "BoringModel", "--print_config"])
+    assert ended.value.code == 0
+    assert "class_path: lightning.pytorch.demos.BoringModel" in capsys.readouterr().out
+    assert main(["fit", "--import", "no_such_module"]) == 2
+    assert "--import no_such_module: No module named 'no_such_module'" in capsys.readouterr().err
+
+
+def test_the_command_line_keeps_advertisements_to_itself_and_warnings_it_cannot_help() -> None:
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    main(["fit", "--import", "no_such_module"])
+
+    def passes(text: str) -> bool:
+        return bool(logger.filter(logging.LogRecord(logger.name, logging.INFO, "", 0, text, None, None)))
+
+    assert not passes("Tip: ... try installing [litlogger](...)")
+    assert not passes("Tip: ... try installing [litmodels](...)")
+    assert passes("`Trainer.fit` stopped: `max_epochs=2` reached.")
+
+
+def test_a_schema_is_printed_that_fit_can_take(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.main(["schema", str(clicks), "--label", "click", "--num-embeddings", "64"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == f"# 6,000 rows in {clicks}"
+    assert "{name: item, num_embeddings: 64}  # string" in text
+    assert yaml.safe_load(text)["data"]["schema"] == {
+        "dense": [{"name": "row"}],
+        "sparse": [{"name": "item", "num_embeddings": 64}],
+        "labels": ["click"],
+    }
+
+
+def test_a_guess_leaves_out_what_no_feature_takes_and_quotes_odd_names() -> None:
+    table = pa.schema(
+        {"at": pa.timestamp("us"), "ok": pa.bool_(), "ids": pa.list_(pa.int64()), "y": pa.int8(), "w": pa.float32()}
+    )
+    schema, left = infer_schema(table, labels=["y"], weight="w")
+    assert [feature.name for feature in schema.dense] == ["ok"]
+    assert [feature.name for feature in schema.sparse] == ["ids"]
+    assert (schema.weight, left) == ("w", ["at"])
+    with pytest.raises(ConfigError, match="no column 'click'"):
+        infer_schema(table, labels=["click"])

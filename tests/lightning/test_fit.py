@@ -151,6 +151,31 @@ def test_validation_loaders_start_and_stop_with_the_run(clicks: Path, schema: Sc
     assert sorted(data.loaders) == ["train", "val"]
 
 
+@pytest.mark.parametrize("filters", [[["row", "<", 700]], [[["row", "<", 300]], [["row", ">=", 5600]]]])
+def test_filters_as_yaml_gives_them_choose_the_rows(filters: Any, clicks: Path, schema: Schema, tmp_path: Path) -> None:
+    data = InTuneDataModule(schema, str(clicks), batch_size=150, filters=filters)
+    model = fit(tmp_path, data, InTuneCallback())
+    assert len([row for batch in model.rows for row in batch]) == 700
+
+
+def test_dedup_stores_each_groups_repeats_once_and_changes_no_row(schema: Schema, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = list(range(64))
+    table = pa.table({"row": pa.array(rows, pa.float32()), "item": [str(row // 8) for row in rows], "click": [0] * 64})
+    pq.write_table(table, tmp_path / "sessions.parquet", row_group_size=16)
+    plain = InTuneDataModule(schema, str(tmp_path / "sessions.parquet"), batch_size=32, shuffle=False)
+    once = InTuneDataModule(schema, str(tmp_path / "sessions.parquet"), batch_size=32, shuffle=False, dedup=[["item"]])
+    with plain.train_dataloader() as first, once.train_dataloader() as second:
+        for left, right in zip(first, second, strict=True):
+            assert len(right.sparse.values()) == 4  # of 32 rows, 8 to a session
+            assert right.sparse.values()[right.sparse.inverse("item")].tolist() == left.sparse.values().tolist()
+            assert right.dense.tolist() == left.dense.tolist()
+    with pytest.raises(ConfigError, match="itm"):
+        InTuneDataModule(schema, "somewhere", dedup=[["itm"]])
+
+
 def test_a_plain_dataloader_is_told_how_to_become_tunable(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="InTuneCallback: the training data comes from no ElasticLoader"):
         trainer(tmp_path, callbacks=[InTuneCallback()], max_steps=2).fit(Idle(), DataLoader(range(8)))

@@ -1,0 +1,1 @@
+"""A sequence model on deduplicated sessions, on several ranks."""
