@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,17 +17,18 @@ NUM_IDS = 10_000
 TABLE_ROWS = 10_001
 SEQUENCE_LENGTH = 20.0
 USER = [f"user{i}" for i in range(32)]
+TEXT = USER[24:]  # stored as words, as logs store categories and queries
 HISTORY = [f"history{i}" for i in range(4)]
 ITEM = [f"item{i}" for i in range(4)]
 FEATURES = [*USER, *HISTORY, *ITEM]
 SESSION_LEVEL = ("session", *USER)
 NUM_DENSE = 4
-BATCH_ROWS = 4096
-GROUP_ROWS = 16_384
+BATCH_ROWS = 2048
+GROUP_ROWS = 65_536
 
 
-def spec(num_rows: int, session_mean: float, *, order: str = "session", seed: int = 0) -> SynthSpec:
-    """32 user lists fixed for a session, 4 lists that take one new id in a tenth of its rows, 4 items always new."""
+def spec(num_rows: int, session_mean: float) -> SynthSpec:
+    """32 user lists fixed for a session (8 of them words), 4 lists that take a new id in a tenth of its rows, 4 items."""
     users = [SynthFeature(name=name, change=0.0, mean_length=SEQUENCE_LENGTH, num_ids=NUM_IDS) for name in USER]
     histories = [
         SynthFeature(name=name, change=0.1, mean_length=SEQUENCE_LENGTH, shift=1, num_ids=NUM_IDS) for name in HISTORY
@@ -34,11 +36,9 @@ def spec(num_rows: int, session_mean: float, *, order: str = "session", seed: in
     items = [SynthFeature(name=name, change=1.0, num_ids=NUM_IDS) for name in ITEM]
     return SynthSpec(
         num_rows=num_rows,
-        seed=seed,
         events_per_session=session_mean,
         features=[*users, *histories, *items],
         num_dense=NUM_DENSE,
-        order=order,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -57,9 +57,10 @@ def write(folder: Path, num_rows: int, session_mean: float) -> tuple[dict[str, P
     zstd. Lists of ids are smaller without a dictionary where rows stand by session and larger where they do not, and
     faster to read with one everywhere: each layout gets what is best for it, once for storage and once for reading.
     """
-    clustered = table(spec(num_rows, session_mean))
+    clustered = _with_texts(table(spec(num_rows, session_mean)))
+    shuffled = np.random.default_rng(0).permutation(num_rows)
     rows = {
-        "shuffled": table(spec(num_rows, session_mean, order="shuffled")),
+        "shuffled": clustered.take(pa.array(shuffled)),
         "clustered": clustered,
         "sessions": fold_sessions(clustered, session_bounds(clustered.column("session")), SESSION_LEVEL),
     }
@@ -67,6 +68,15 @@ def write(folder: Path, num_rows: int, session_mean: float) -> tuple[dict[str, P
     other = {name: _written(made, folder / f"{name}.other", dictionary=False) for name, made in rows.items()}
     small = {name: min(fast[name], other[name], key=lambda path: path.stat().st_size) for name in rows}
     return small, fast
+
+
+def _with_texts(rows: pa.Table) -> pa.Table:
+    words = pa.array([f"word{number}" for number in range(NUM_IDS)])
+    for name in TEXT:
+        lists = rows.column(name).combine_chunks()
+        texts = pa.ListArray.from_arrays(lists.offsets, words.take(lists.values))
+        rows = rows.set_column(rows.column_names.index(name), name, texts)
+    return rows
 
 
 def _written(rows: pa.Table, path: Path, *, dictionary: bool) -> Path:

@@ -45,7 +45,7 @@ def functions(paths: dict[str, Path]) -> tuple[dict[str, ToOne], DedupPlan]:
 
 
 def preprocess(paths: dict[str, Path], session_mean: float, runs: int) -> dict[str, list[float]]:
-    """Paired ratios to plain rows in shuffled order: `clustered` (plain), `ikjt` and `sessions`; plain rows a second."""
+    """Paired ratios to plain shuffled rows, of `clustered` (plain too), `ikjt` and `sessions`; plain rows a second."""
     made, _ = functions(paths)
     ways = {"plain": "shuffled", "clustered": "clustered", "ikjt": "clustered", "sessions": "sessions"}
     per_table = dict.fromkeys(ways, BATCH_ROWS) | {"sessions": max(1, round(BATCH_ROWS / session_mean))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lightning_intune.dedup.etl.session_layout import session_bounds
 from lightning_intune.dedup.etl.synth import SynthFeature, SynthSpec, table
 from lightning_intune.flow.transform import ToBatch
 
-BATCH_ROWS, NUM_IDS, DIM, NUM_DENSE = 256, 300, 8, 2
+BATCH_ROWS, NUM_IDS, DIM, NUM_DENSE = 1024, 300, 8, 2
 USER, HISTORY, ITEM = ["user0", "user1"], ["history0"], ["item0", "item1"]
 FEATURES = [*USER, *HISTORY, *ITEM]
 PLAN = DedupPlan.of(USER, HISTORY)
@@ -69,7 +70,7 @@ def quality(num_rows: int, num_seeds: int) -> dict[str, Any]:
             auc, loss = _trained(train.take(pa.array(order)), test, seed, dedup=way == "dedup")
             figures["auc"][way].append(auc)
             figures["log_loss"][way].append(loss)
-        for batch_rows in (32, 64, 128):
+        for batch_rows in (128, 256, 512) if num_seeds > 2 else (256,):
             auc, _ = _trained(train.take(pa.array(by_session)), test, seed, dedup=True, batch_rows=batch_rows)
             shuffled, _ = _trained(train.take(pa.array(orders["shuffled"])), test, seed, batch_rows=batch_rows)
             mixed.setdefault(f"{batch_rows}", []).append(auc - shuffled)
@@ -78,7 +79,7 @@ def quality(num_rows: int, num_seeds: int) -> dict[str, Any]:
 
 
 def _sessions_shuffled(bounds: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    spans = [np.arange(begin, end) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    spans = [np.arange(begin, end) for begin, end in pairwise(bounds.tolist())]
     return np.concatenate([spans[place] for place in rng.permutation(len(spans))])
 
 

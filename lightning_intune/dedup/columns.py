@@ -9,25 +9,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_intune.column_types import is_list
-from lightning_intune.dedup.rows import Rows
+from lightning_intune.column_types import is_list, is_text
+from lightning_intune.dedup.rows import Rows, as_words
 
 
-def column_rows(column: pa.ChunkedArray) -> Rows:
-    """The rows of a column, scalars or lists of them; equal bytes mean that its feature takes equal values from them.
+def column_rows(column: pa.ChunkedArray) -> list[Rows]:
+    """The rows of a column, scalars or lists of them, as one or two sets of rows: equal where all sets are.
 
-    A null list counts as an empty one, as it does in a batch. Text, and values with nulls among them, stand as numbers
-    that are equal where the values are; so compare rows of one call only.
+    Equal bytes mean that a feature takes equal values from them. A null list counts as an empty one, as it does in a
+    batch. Texts are two sets, their bytes and where these part. Values with nulls among them stand as numbers that are
+    equal where the values are; so compare rows of one call only.
 
-    >>> rows = column_rows(pa.chunked_array([[[1, 2], None, [3]]]))
+    >>> (rows,) = column_rows(pa.chunked_array([[[1, 2], None, [3]]]))
     >>> rows.lengths.tolist(), rows.words[rows.starts[2]]
     ([2, 0, 1], np.uint64(3))
     """
     array = _one_chunk(column)
     if not is_list(array.type):
-        num_rows = len(array)
-        ones = np.ones(num_rows, np.int32)
-        return Rows.packed(_words(array), ones)
+        offsets = np.arange(len(array) + 1, dtype=np.int64)
+        return _parts(array, offsets, np.ones(len(array), np.int32))
     if pa.types.is_fixed_size_list(array.type):
         array = array.cast(pa.large_list(array.type.value_type))
     offsets = array.offsets.to_numpy(zero_copy_only=False)
@@ -36,8 +36,26 @@ def column_rows(column: pa.ChunkedArray) -> Rows:
         lengths[pc.is_null(array).to_numpy(zero_copy_only=False)] = 0
     first = int(offsets[0]) if len(offsets) else 0
     last = int(offsets[-1]) if len(offsets) else 0
-    words = Rows.packed(_words(array.values.slice(first, last - first)), lengths[:0]).words
-    return Rows(words=words, starts=offsets[:-1].astype(np.int64) - first, lengths=lengths)
+    return _parts(array.values.slice(first, last - first), offsets.astype(np.int64) - first, lengths)
+
+
+def _parts(values: pa.Array, offsets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> list[Rows]:
+    """Rows of `values`: row r begins at `offsets[r]` and has `lengths[r]`, which is 0 where it is null."""
+    kind, starts = values.type, offsets[:-1]
+    is_plain = is_text(kind) and not pa.types.is_fixed_size_binary(kind)
+    is_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+    if not is_plain or is_view or values.null_count or len(values) == 0:
+        return [Rows(words=as_words(_words(values)), starts=starts, lengths=lengths)]
+    is_large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+    width = np.int64 if is_large else np.int32
+    _, offset_buffer, data = values.buffers()
+    assert offset_buffer is not None, "a non-empty array of texts has offsets"
+    edges = np.frombuffer(offset_buffer, width, len(values) + 1, values.offset * np.dtype(width).itemsize)
+    data_bytes = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    begins = edges[starts].astype(np.int64)
+    num_bytes = (edges[starts + lengths] - begins).astype(np.int32)
+    sizes = Rows(words=as_words(np.diff(edges)), starts=starts, lengths=lengths)
+    return [sizes, Rows(words=data_bytes, starts=begins, lengths=num_bytes)]
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -61,14 +61,16 @@ class DedupDlrm(nn.Module):
         """[B, over_sizes[-1]] logits."""
         bottom = self.dense(dense)
         weight = self.first.weight
+        groups = self._groups(bottom, sparse)
+        if len(groups) == 1:  # nothing is stored once: the columns of the first layer are in order
+            return self.rest(self.first(torch.cat([bottom, _dots(groups[0][2])], dim=1)))
         hidden = nn.functional.linear(bottom, weight[:, : self.dim], self.first.bias)
         blocks: list[tuple[Tensor, Tensor]] = []  # features [F] and their embeddings [B, F, D]
-        for inverse, features, values in self._groups(bottom, sparse):
-            dots = torch.bmm(values, values.transpose(1, 2))
-            left, right = torch.triu_indices(len(features), len(features), offset=1, device=dots.device)
+        for inverse, features, values in groups:
+            left, right = torch.triu_indices(len(features), len(features), offset=1, device=values.device)
             if len(left):
                 columns = self._pair_columns[features[left], features[right]]
-                own = nn.functional.linear(dots[:, left, right], weight.index_select(1, columns))
+                own = nn.functional.linear(_dots(values), weight.index_select(1, columns))
                 hidden = hidden + expand(own, inverse)
             whole = expand(values.flatten(1), inverse).unflatten(1, values.shape[1:])
             for others, other in blocks:
@@ -93,6 +95,13 @@ class DedupDlrm(nn.Module):
                 made.append((group.inverse, numbers.to(bottom.device), values))
         numbers = torch.cat(plain_numbers).to(bottom.device)
         return [(None, numbers, torch.cat(plain_values, dim=1)), *made]
+
+
+def _dots(values: Tensor) -> Tensor:
+    """[B, F, D] -> [B, F (F - 1) / 2], the dots of each two features."""
+    count = values.shape[1]
+    left, right = torch.triu_indices(count, count, offset=1, device=values.device)
+    return torch.bmm(values, values.transpose(1, 2)).flatten(1).index_select(1, left * count + right)
 
 
 def _layers(sizes: Sequence[int], *, ends_linear: bool) -> nn.Sequential:

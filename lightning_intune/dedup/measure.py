@@ -31,19 +31,21 @@ def measure(
     num_rows = table.num_rows
     follows = np.ones(max(0, num_rows - 1), np.bool_)
     if session_column is not None:
-        follows = ~_changed(column_rows(table.column(session_column)))
+        follows = ~_any_changed(column_rows(table.column(session_column)))
     samples = num_rows / max(1, num_rows - int(follows.sum()))
     stats: list[FeatureStats] = []
     changes: list[npt.NDArray[np.bool_]] = []
     for name in columns:
-        rows = column_rows(table.column(name))
-        changed = _changed(rows)[follows]
-        shifted, added = _shifts(rows, np.flatnonzero(follows & _changed(rows)) + 1)
+        parts = column_rows(table.column(name))
+        differs = _any_changed(parts)
+        changed, rows = differs[follows], parts[0]
+        # Of texts only the bytes and their sizes are known here, not which are one another's: no shift is looked for.
+        shifted, added = _shifts(rows, np.flatnonzero(follows & differs) + 1) if len(parts) == 1 else (0.0, 0.0)
         stats.append(
             FeatureStats(
                 name=name,
                 mean_length=float(rows.lengths.mean()) if num_rows else 0.0,
-                value_bytes=rows.words.itemsize,
+                value_bytes=_value_bytes(parts),
                 samples_per_session=max(1.0, samples),
                 stay_share=1 - float(changed.mean()) if len(changed) else 1.0,
                 shift_share=shifted / len(changed) if len(changed) else 0.0,
@@ -59,6 +61,18 @@ def plan_for(
 ) -> DedupPlan:
     """The plan that `DedupPlan.choose` makes of what `measure` finds in these rows."""
     return DedupPlan.choose(*measure(table, columns, session_column=session_column), min_factor=min_factor)
+
+
+def _any_changed(parts: Sequence[Rows]) -> npt.NDArray[np.bool_]:
+    return np.logical_or.reduce([_changed(rows) for rows in parts])
+
+
+def _value_bytes(parts: Sequence[Rows]) -> int:
+    """Bytes of one value; of texts the mean."""
+    if len(parts) == 1:
+        return parts[0].words.itemsize
+    count, num_bytes = (int(rows.lengths.sum(dtype=np.int64)) for rows in parts)
+    return max(1, round(num_bytes / max(1, count)))
 
 
 def _changed(rows: Rows) -> npt.NDArray[np.bool_]:

@@ -42,14 +42,14 @@ class Rows:
         """Rows that lie one after the other."""
         starts = np.cumsum(lengths, dtype=np.int64)
         starts -= lengths
-        return Rows(words=_as_words(words), starts=starts, lengths=lengths)
+        return Rows(words=as_words(words), starts=starts, lengths=lengths)
 
     @staticmethod
     def table(codes: npt.NDArray[np.int64]) -> Rows:
         """Rows of equal lengths, [R, F]."""
         num_rows, width = codes.shape
         starts = np.arange(num_rows, dtype=np.int64) * width
-        words = _as_words(np.ascontiguousarray(codes).reshape(-1))
+        words = as_words(np.ascontiguousarray(codes).reshape(-1))
         return Rows(words=words, starts=starts, lengths=np.full(num_rows, width, np.int32))
 
 
@@ -172,6 +172,6 @@ def _as_binary(rows: Rows) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), len(rows.lengths), buffers)
 
 
-def _as_words(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def as_words(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same memory as unsigned words, so that equal means equal bytes."""
     return np.ascontiguousarray(values).view(_WORDS[values.dtype.itemsize])

@@ -66,6 +66,7 @@ class SessionsToBatch:
         self._own_columns = {feature.source_column for feature in own}
         dense = {feature.source_column for feature in schema.dense} | set(schema.labels)
         self._row_columns = dense | ({schema.weight} if schema.weight else set[str]())
+        self._columns = schema.columns
         self._to_batch = ToBatch(schema)
 
     @property
@@ -86,6 +87,9 @@ class SessionsToBatch:
     def __call__(self, table: pa.Table) -> Batch:
         """The batch of these sessions."""
         counts = self._counts(table)
+        if (counts == 1).all():  # each session is one row, and nothing repeats
+            whole = {name: self._as_row(table, name) for name in self._columns}
+            return self._to_batch(pa.table(whole))
         inverse = np.repeat(np.arange(table.num_rows, dtype=np.int64), counts)
         rows = pa.table({name: self._rows(table, name, inverse) for name in self._wanted()})
         parts: list[Part] = []
@@ -107,6 +111,9 @@ class SessionsToBatch:
     def _rows(self, table: pa.Table, name: str, inverse: npt.NDArray[np.int64]) -> pa.ChunkedArray:
         column = table.column(name)
         return column.take(pa.array(inverse)) if name in self._level else pc.list_flatten(column)
+
+    def _as_row(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        return table.column(name) if name in self._level else pc.list_flatten(table.column(name))
 
     def _counts(self, table: pa.Table) -> npt.NDArray[np.int64]:
         counts: npt.NDArray[np.int64] | None = None

@@ -53,7 +53,9 @@ class DedupSparse:
             return self._rest_encoder(table)
         parts: list[Part] = []
         for columns, encode in self._groups:
-            found = find_equal_together([column_rows(table.column(name)) for name in columns], engine=self._engine)
+            found = find_equal_together(
+                [rows for name in columns for rows in column_rows(table.column(name))], engine=self._engine
+            )
             if len(found.firsts) == table.num_rows:
                 parts.append((encode(table), None))
             else:
