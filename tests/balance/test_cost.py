@@ -87,7 +87,7 @@ def test_lengths_that_are_none_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="sample 1 has cost"):
         CostModel()([1.0, bad])
     with pytest.raises(ValueError, match="sample 1 has cost"):
-        CostModel(function=lambda lengths: np.array([1.0, bad]))([1.0, 2.0])
+        CostModel(function=lambda _: np.array([1.0, bad]))([1.0, 2.0])
 
 
 @pytest.mark.parametrize(
