@@ -13,6 +13,7 @@ from lightning_intune.control import make_agent
 from lightning_intune.control.agent import Agent
 from lightning_intune.control.contest import Outcome, run_contest
 from lightning_intune.control.fleet import Fleet
+from lightning_intune.control.observation import STAGE_FEATURES
 from lightning_intune.control.q_policy import MARGIN, QPolicy
 from lightning_intune.control.qnet import HIDDEN, QNet, Weights, shuffled
 from lightning_intune.control.weight_file import load_weights, shipped
@@ -119,6 +120,7 @@ def _ablations(num: int, quick: bool) -> dict[str, Any]:
     weights = load_weights(shipped("dqn"), 9)
     blind: Weights = {name: array.copy() for name, array in weights.items()}
     blind["advantage1.weight"][HIDDEN:] = 0.0  # the pooled context's share of the advantage head
+    blind["joint1.weight"][: 4 * len(STAGE_FEATURES)] = 0.0  # and what joint moves know of the stages
     found: dict[str, Any] = {}
     for name, changed in (
         ("shuffled_weights", shuffled(weights, np.random.default_rng(0))),

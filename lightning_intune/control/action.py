@@ -17,6 +17,8 @@ less than the proposal was planned: near the limit a gain needs several stages t
 single stages do not find.
 """
 HOLD, PROPOSAL = 0, 1
+NUM_JOINT = 5
+"""The first moves are also made by all stages together, as joint moves that the network values as a whole."""
 _WEIGHED = frozenset(("proposal", "rich", "lean", "best"))
 
 PLAIN_MOVES = ("hold", "halve", "minus", "plus", "double")
@@ -66,6 +68,12 @@ class MoveSet:
         allowed = is_first & (~grows | weighed | (fits_cpu & fits_memory)) & reading.can_move[..., None]
         allowed[..., HOLD] = True
         return allowed
+
+    @classmethod
+    def together(cls, widths: Floats) -> Ints:
+        """[B, N, NUM_JOINT] each stage's move where all of them make the same one of the first moves."""
+        found = [cls.index_of(widths, widths[..., move])[0] for move in range(NUM_JOINT)]
+        return np.stack(found, axis=-1)
 
     @staticmethod
     def index_of(widths: Floats, asked: Floats) -> tuple[Ints, Bools]:

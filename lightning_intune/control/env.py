@@ -49,7 +49,7 @@ class DrivesPipeline(Protocol):
 class PipelineEnv(gymnasium.Env[Seen, NDArray[np.int64]]):
     """One turn per step. Action: one of `MOVES` per stage (padded to `max_stages`); an illegal one holds.
 
-    Observation: stage features [max_stages x 25], whole features [15], real stages [max_stages] and the
+    Observation: stage features [max_stages x 25], whole features [37], real stages [max_stages] and the
     legal moves [max_stages x 9], flat. With `single=True` an action moves one stage only, Discrete, for
     learners without joint actions. Reward: rate over a fixed scale, less memory and moves (`reward`).
     `info` has `share` of the oracle where there is one, `samples_per_s`, `widths` and `action_mask`.

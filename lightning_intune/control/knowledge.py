@@ -34,6 +34,15 @@ class Situation:
     """[B] mean rate at the present widths, over all turns spent there."""
     visits: Floats
     """[B] how many those are."""
+    candidates: Floats
+    """[4, B, N] widths weighed as a whole: proposal, lean, rich and the best known."""
+    candidate_rate: Floats
+    """[4, B] mean rate measured at them, 0 where they were never tried."""
+    candidate_visits: Floats
+    candidate_crowd: Floats
+    """[4, B] threads that would compute beyond the CPUs, over the CPUs."""
+    crowd: Floats
+    crowd_cost: Floats
     turns: Floats
     """[B] turns since the start or the last shift noticed, 0 at first."""
     has_shifted: Bools
@@ -112,7 +121,16 @@ class Knowledge:
         rate, visits = self.best.known(reading.width)
         proposal = self.model.propose(reading, best_rate, self.turns < 2, self._trust(reading, best_widths, best_rate))
         base, slope = self.model.waits()
+        candidates = np.stack([proposal.widths, proposal.lean, proposal.rich, best_widths])
+        measured = [self.best.known(widths) for widths in candidates]
+        crowds = [self.model.crowd(widths, reading.free_cpus) for widths in (*candidates, reading.width)]
         situation = Situation(
+            candidates=candidates,
+            candidate_rate=np.stack([known[0] for known in measured]),
+            candidate_visits=np.stack([known[1] for known in measured]),
+            candidate_crowd=np.stack(crowds[:4]),
+            crowd=crowds[4],
+            crowd_cost=self.model.crowd_cost,
             reading=reading,
             proposal=proposal,
             predicted=self.model.predict(reading.width, reading.free_cpus),

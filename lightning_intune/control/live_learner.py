@@ -7,13 +7,16 @@ costs as much as the rest of the turn.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_intune.control.learning import double_q_target, polyak
-from lightning_intune.control.qnet import HIDDEN, Single, Weights
+from lightning_intune.control.qnet import HIDDEN, Single, Weights, joint_gains, joint_index, usual_move
 from lightning_intune.control.steps import Batch
+
+Moves: TypeAlias = NDArray[np.int64]
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _MOST_NORM = 1.0
@@ -32,14 +35,17 @@ class LiveLearner:
 
     def step(self, batch: Batch) -> float:
         """One gradient step; the mean absolute error before it."""
-        online = Pass.of(self._online, batch.next_stages, batch.next_whole, batch.is_stage, batch.next_legal)
-        later = Pass.of(self._target, batch.next_stages, batch.next_whole, batch.is_stage, batch.next_legal)
-        target = double_q_target(batch.returns, batch.discount, later.q(online.best()))
-        now = Pass.of(self._online, batch.stages, batch.whole, batch.is_stage, batch.legal)
-        error = now.q(batch.moves) - target
+        online = Pass.of(self._online, batch, later=True)
+        target = Pass.of(self._target, batch, later=True)
+        best = online.best(batch.next_together)
+        value = target.value + target.gain(best, batch.next_together)
+        now = Pass.of(self._online, batch)
+        error = now.value + now.gain(batch.moves, batch.together)
+        error = error - double_q_target(batch.returns, batch.discount, value)
         total = max(1.0, float(batch.weight.sum()))
         # The Huber loss' slope is the error, within one.
-        gradient = now.gradient(self._online, batch.moves, batch.weight * np.clip(error, -1.0, 1.0) / total)
+        slope = (batch.weight * np.clip(error, -1.0, 1.0) / total).astype(np.float32)
+        gradient = now.gradient(self._online, batch.moves, batch.together, slope)
         self._descend(gradient)
         return float((np.abs(error) * batch.weight).sum() / total)
 
@@ -83,15 +89,15 @@ class Pass:
     pooled: Single
     deep: Single
     state: Single
+    joint: Single
     value: Single
     raw: Single
 
     @classmethod
-    def of(
-        cls, w: Weights, stages: Single, whole: Single, is_stage: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-        legal: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
-    ) -> Pass:  # fmt: skip
-        """The pass of weights `w` over K steps."""
+    def of(cls, w: Weights, batch: Batch, *, later: bool = False) -> Pass:
+        """The pass of weights `w` over the steps of `batch`, or over where they led to."""
+        stages, whole = (batch.next_stages, batch.next_whole) if later else (batch.stages, batch.whole)
+        legal, is_stage = (batch.next_legal if later else batch.legal), batch.is_stage
         mask: Single = is_stage[..., None].astype(np.float32)
         split, first, head = stages.shape[-1], w["encode1.weight"], w["advantage1.weight"]
         hidden1 = np.maximum(stages @ first[:split] + (whole @ first[split:])[:, None, :] + w["encode1.bias"], 0.0)
@@ -110,6 +116,7 @@ class Pass:
             pooled=pooled,
             deep=deep,
             state=state,
+            joint=joint_gains(w, batch.next_summary if later else batch.summary),
             value=(state @ w["value2.weight"] + w["value2.bias"])[:, 0],
             raw=deep @ w["advantage2.weight"] + w["advantage2.bias"],
         )
@@ -118,20 +125,33 @@ class Pass:
         count = np.maximum(self.allowed.sum(-1, keepdims=True), 1.0)
         return self.raw - (self.raw * self.allowed).sum(-1, keepdims=True) / count
 
-    def best(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """[K, N] the legal move of the highest advantage per stage."""
-        return np.where(self.allowed > 0, self._advantages(), -np.inf).argmax(-1)
+    def best(self, together: Moves) -> Moves:
+        """[K, N] the best of the joint moves and of every stage's own best."""
+        own = np.where(self.allowed > 0, self._advantages(), -np.inf).argmax(-1)
+        tried = np.concatenate([together, own[..., None]], axis=-1)
+        gains = np.stack([self.gain(tried[..., at], together) for at in range(tried.shape[-1])], axis=-1)
+        return np.take_along_axis(tried, gains.argmax(1)[:, None, None], -1)[..., 0]
 
-    def q(self, moves: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Single:
-        """[K] Q of the joint `moves` [K, N]."""
-        made = np.take_along_axis(self._advantages(), moves[..., None], -1)
-        return self.value + (made * self.mask)[..., 0].sum(1)
+    def gain(self, moves: Moves, together: Moves) -> Single:
+        """[K] what the joint `moves` [K, N] add to the state's value."""
+        advantages, usual = self._advantages(), usual_move(self.raw.shape[-1])
+        made = np.take_along_axis(advantages, moves[..., None], -1)
+        base = np.take_along_axis(advantages, together[..., usual, None], -1)
+        mixed = self.joint[:, usual] + ((made - base) * self.mask)[..., 0].sum(1)
+        index = joint_index(together, moves)
+        known = np.take_along_axis(self.joint, np.minimum(index, self.joint.shape[1] - 1)[:, None], -1)[:, 0]
+        return np.where(index < self.joint.shape[1], known, mixed)
 
-    def gradient(self, w: Weights, moves: np.ndarray[tuple[int, ...], np.dtype[np.int64]], slope: Single) -> Weights:
-        """The gradient by every weight of sum(slope [K] * q(moves))."""
-        count = np.maximum(self.allowed.sum(-1, keepdims=True), 1.0)
-        is_made = moves[..., None] == np.arange(self.raw.shape[-1])
-        raw = (is_made - self.allowed / count) * self.mask * slope[:, None, None]
+    def gradient(self, w: Weights, moves: Moves, together: Moves, slope: Single) -> Weights:
+        """The gradient of sum(slope [K] * (value + gain of `moves`)) by every weight but those of joint moves.
+
+        Those are told by comparison (see `comparison`), for which there is no simulator here.
+        """
+        numbers = np.arange(self.raw.shape[-1])
+        usual = together[..., usual_move(len(numbers)), None]
+        departs = (moves[..., None] == numbers).astype(np.float32) - (usual == numbers)
+        is_mixed = joint_index(together, moves) == together.shape[-1]
+        raw = departs * self.mask * (slope * is_mixed)[:, None, None]
         g: Weights = {}
 
         def through(layer: str, given: Single, came: Single, live: Single | None) -> Single:

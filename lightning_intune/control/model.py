@@ -34,6 +34,7 @@ class ModelSettings:
     cpu_gap_power: float = 0.3
     prior_burstiness: float = 0.25
     crowd_ridge: float = 0.003
+    prior_crowd: float = 0.0
     level_margin: float = 0.01
     least_left: float = 0.3
     """A lock may be in use for at most the rest of the time: beyond, workers mostly wait for it."""
@@ -57,6 +58,8 @@ class Proposal:
     samples_per_s: Floats
     roofline_samples_per_s: Floats
     """What the CPUs could deliver at the present CPU cost of a sample."""
+    rates: Floats
+    """[3, B] the rates that lean, usual and rich widths were sized for."""
 
 
 @final
@@ -195,7 +198,9 @@ class ServiceModel:
         mean_over, mean_used = ratio(over, weight), ratio(used, weight)
         var = np.maximum(ratio(over2, weight) - mean_over**2, 0.0)
         cov = ratio(over_used, weight) - mean_over * mean_used
-        return np.clip(cov / (var + self.settings.crowd_ridge), 0.0, 0.5)
+        return np.clip(
+            (cov + self.settings.crowd_ridge * self.settings.prior_crowd) / (var + self.settings.crowd_ridge), 0.0, 0.5
+        )
 
     def needs(self, cpus: Floats) -> Callable[[Floats], Floats]:
         """A function of a rate [..., B] that gives the mean busy workers [..., B, N] at it, with `cpus` [B].
@@ -269,21 +274,31 @@ class ServiceModel:
         is_richer = (value[2] > value[1] * (1.0 + settings.level_margin))[:, None] & ~is_fresh[:, None]
         usual = np.where(is_leaner, lean, np.where(is_richer, rich, usual))
         return Proposal(
-            widths=usual, lean=lean, rich=rich, need=need[1], samples_per_s=rate[1], roofline_samples_per_s=roofline
+            widths=usual,
+            lean=lean,
+            rich=rich,
+            need=need[1],
+            samples_per_s=rate[1],
+            roofline_samples_per_s=roofline,
+            rates=rate,
         )
 
     def _most(self, reading: Reading, needs: Callable[[Floats], Floats], aim: Floats, headroom: Floats) -> Floats:
         # The highest rates up to `aim` [..., B] whose widths stay within bounds and memory.
         room = reading.buffer_budget_bytes(reading.room_error)
         high_widths = np.where(reading.is_stage, reading.high, np.inf)
-        has_room = reading.room_bytes > 0
-        low, high = np.zeros_like(aim), aim
-        for _ in range(_BISECTIONS):
+        room_bytes = np.where(reading.room_bytes > 0, reading.room_bytes, TINY)
+
+        def fits(rate: Floats) -> Bools:
+            whole = np.minimum(self._whole(needs(rate), headroom), 1e9)
+            return (whole <= high_widths).all(-1) & ((whole * room_bytes).sum(-1) <= room)
+
+        # Mostly neither bounds nor memory limit, and one look is enough.
+        low, high = np.where(fits(aim), aim, 0.0), aim
+        for _ in range(_BISECTIONS if bool((low < high).any()) else 0):
             rate = 0.5 * (low + high)
-            whole = self._whole(needs(rate), headroom)
-            bytes_ = np.multiply(whole, reading.room_bytes, where=has_room, out=np.zeros_like(whole)).sum(-1)
-            fits = (whole <= high_widths).all(-1) & (bytes_ <= room)
-            low, high = np.where(fits, rate, low), np.where(fits, high, rate)
+            is_fit = fits(rate)
+            low, high = np.where(is_fit, rate, low), np.where(is_fit, high, rate)
         return low
 
     def _whole(self, need: Floats, headroom: Floats | float) -> Floats:

@@ -18,11 +18,19 @@ STAGE_FEATURES = (
 GLOBAL_FEATURES = (
     "log_cpus", "stages", "trainer_wait", "cpu_used", "memory", "log_rate_over_roofline", "log_rate_over_best",
     "log_proposal_gain", "log_model_error", "turns", "noise", "last_effect",
-    "inflation", "burstiness", "oversubscribed",
+    "inflation", "burstiness", "oversubscribed", "crowd", "crowd_cost",
+    "log_measured_proposal", "log_measured_lean", "log_measured_rich", "log_measured_best",
+    "visits_proposal", "visits_lean", "visits_rich", "visits_best", "visits",
+    "log_workers_proposal", "log_workers_lean", "log_workers_rich", "log_workers_best",
+    "crowd_proposal", "crowd_lean", "crowd_rich", "crowd_best",
+    "log_rate_proposal", "log_rate_lean", "log_rate_rich",
 )  # fmt: skip
 MODEL_FEATURES = frozenset(
     ("log_proposal", "proposal_step", "log_best", "best_step", "rich_step", "lean_step", "use_at_proposal",
-     "slope_share", "rounding", "log_rate_over_best", "log_proposal_gain", "log_model_error", "burstiness"),
+     "slope_share", "rounding", "log_rate_over_best", "log_proposal_gain", "log_model_error", "burstiness",
+     "crowd", "crowd_cost",
+     *(f"{what}_{whose}" for what in ("log_measured", "visits", "log_workers", "crowd", "log_rate")
+       for whose in ("proposal", "lean", "rich", "best"))),
 )  # fmt: skip
 """What the plain network does not get to see."""
 
@@ -30,7 +38,7 @@ MODEL_FEATURES = frozenset(
 @final
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """`stages` [B, N, 25] and `whole` [B, 15], about in [-1, 1], with the mask of real stages [B, N]."""
+    """`stages` [B, N, 25] and `whole` [B, 37], about in [-1, 1], with the mask of real stages [B, N]."""
 
     stages: Floats
     whole: Floats
@@ -88,4 +96,10 @@ def _whole_columns(situation: Situation) -> list[Floats]:
         np.minimum(situation.turns, 10.0) / 10.0, 5.0 * r.noise, effect,
         2.0 * np.log2(np.maximum(situation.inflation, 1.0)), situation.burstiness,
         np.minimum((r.width * ratio(r.cpu + r.run_delay, r.busy)).sum(1) / r.free_cpus, 8.0) / 4.0,
+        np.minimum(situation.crowd, 4.0), 4.0 * situation.crowd_cost,
+        *(4.0 * log_ratio(situation.candidate_rate, np.broadcast_to(situation.rate, (4, len(x))), 1.0)),
+        *(np.minimum(situation.candidate_visits, 8.0) / 4.0), np.minimum(situation.visits, 8.0) / 4.0,
+        *log_ratio(situation.candidates.sum(-1), np.broadcast_to(r.width.sum(1), (4, len(x)))),
+        *np.minimum(situation.candidate_crowd, 4.0),
+        *(4.0 * log_ratio(p.rates, np.broadcast_to(situation.rate, p.rates.shape), 1.0)),
     ]  # fmt: skip

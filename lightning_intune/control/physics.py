@@ -39,7 +39,7 @@ class Load:
 
 def load_at(world: World, widths: Floats, rate: Floats) -> Load:
     """The cost of a batch at `rate` [B] with `widths` [B, N]. Grows with `rate`, whatever the contention."""
-    bandwidth, switching, disk, smt, coherence, cliff = world.contention.T
+    bandwidth, switching, disk, smt, coherence, cliff, threads, heat = world.contention.T
     x = rate[:, None]
     raw = x[:, 0] * (world.cpu_s.sum(1) + world.trainer_cpu_s) / world.free_cpus
     cpu_part = ratio(world.cpu_s, world.cpu_s + world.latency_s)
@@ -49,6 +49,8 @@ def load_at(world: World, widths: Floats, rate: Floats) -> Load:
         + bandwidth * np.minimum(raw, 1.0)
         + switching * np.maximum(0.0, runnable / world.free_cpus - 1.0)
         + smt * np.clip(2.0 * raw - 1.0, 0.0, 1.0)
+        + threads * np.minimum(np.log2(1.0 + widths.sum(1) / world.free_cpus), 4.0)
+        + heat * np.minimum(raw, 1.0) ** 3
         + coherence * np.minimum((widths.sum(1) / world.free_cpus) ** 2, 16.0)
     )
     cpu_s = world.cpu_s * inflation[:, None]

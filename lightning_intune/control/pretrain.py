@@ -9,22 +9,23 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from lightning_intune.control.action import MoveSet
+from lightning_intune.control.action import NUM_JOINT, PROPOSAL, MoveSet
 from lightning_intune.control.agent import Agent, Choice
 from lightning_intune.control.arrays import Bools, Floats, Ints
+from lightning_intune.control.comparison import ComparisonSettings, compare, learn_joint
 from lightning_intune.control.contest import run_contest
 from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.guard import GuardSettings
 from lightning_intune.control.knowledge import Situation
 from lightning_intune.control.observation import Observation
 from lightning_intune.control.q_policy import MARGIN, QPolicy
-from lightning_intune.control.qnet import QNet, Weights, initial_weights
+from lightning_intune.control.qnet import QNet, Weights, initial_weights, usual_move
 from lightning_intune.control.replay import Replay
 from lightning_intune.control.reward import REWARD_SCALE, RewardSettings, moved_share, reward
 from lightning_intune.control.weight_file import save_weights
@@ -42,21 +43,24 @@ class TrainSettings:
     seed: int = 0
     plain: bool = False
     num_pipelines: int = 256
-    num_turns: int = 750
+    num_turns: int = 600
     episode_turns: int = 20
     updates_per_turn: int = 2
     batch_size: int = 512
     gamma: float = 0.6
     num_steps: int = 3
     lr: float = 1e-3
-    num_others: int = 3
+    move_cost: float = 0.002
+    """A fifth of the live one: what a move costs while it settles is little beside where it leads."""
+    num_others: int = 2
     """Joint moves per turn whose gain the simulator is asked for beside the one made."""
     other_weight: float = 1.5
     """A move's gain lasts: what one turn shows counts for about that many."""
-    explore: float = 0.25
+    comparison: ComparisonSettings = field(default_factory=ComparisonSettings)
+    explore: float = 0.15
     """Chance of a random move of the most exploring pipeline; the least exploring one has almost none."""
-    validate_every: int = 250
-    num_validation: int = 256
+    validate_every: int = 200
+    num_validation: int = 768
 
 
 @final
@@ -95,14 +99,19 @@ def pretrain(
     rng = np.random.default_rng([settings.seed, int(settings.plain)])
     moves = MoveSet(plain=settings.plain)
     weights = initial_weights(len(moves.names), rng)
-    learner = Learner(weights, lr=settings.lr)
+    compared = compare(settings.comparison, rng, plain=settings.plain)
+    weights = learn_joint(weights, compared, settings.comparison, rng, usual=usual_move(len(moves.names)))
+    # The plain network meets other states than these, and goes on comparing joint moves where it gets to.
+    learner = Learner(weights, lr=settings.lr, frozen=("summary",) if settings.plain else ("summary", "joint"))
     fleet = Fleet.draw(settings.num_pipelines, TRAINING, rng)
     # Staggered starts: every batch then holds all phases of an episode.
     fleet.turn = rng.integers(0, settings.episode_turns, settings.num_pipelines).astype(np.float64)
-    replay = Replay(300, settings.num_pipelines, fleet.world.num_stages, len(moves.names), settings.num_others)
+    replay = Replay(
+        300, settings.num_pipelines, fleet.world.num_stages, len(moves.names), NUM_JOINT + settings.num_others
+    )
     policy = QPolicy(QNet(weights), plain=settings.plain, follower=Collector(replay, fleet))
     policy.explore = settings.explore ** (1.0 + 5.0 * rng.random(settings.num_pipelines))
-    agent = Agent(policy, rng=rng, guard=GuardSettings(rest_after=8, most_reverts=99, patience=99))
+    agent = Agent(policy, rng=rng, guard=GuardSettings())
     checkpoints: list[Checkpoint] = []
     best, best_score, errors, started = weights, np.inf, [0.0], time.monotonic()
     for turn in range(1, settings.num_turns + 1):
@@ -142,8 +151,8 @@ def _play(
     agent.restart(ended)
     before = fleet.widths
     choice = agent.decide(fleet.read())
-    others = [_other_move(policy, choice, rng) for _ in range(settings.num_others)]
-    paid, memory = RewardSettings(), np.zeros(settings.num_pipelines)
+    others = _other_moves(policy, choice, settings.num_others, rng)
+    paid, memory = RewardSettings(move_cost=settings.move_cost), np.zeros(settings.num_pipelines)
 
     def worth(rates: Floats, widths: Floats) -> Floats:
         return REWARD_SCALE * reward(rates, best_rate, memory, moved_share(before, widths), paid)
@@ -153,26 +162,27 @@ def _play(
     mine = worth(fleet.rate, fleet.widths)
     # The model's own outcome from here does not depend on the move: subtracting it only removes noise.
     model = 0.0 if settings.plain else REWARD_SCALE * fleet.rate_of(choice.situation.proposal.widths) / best_rate
-    replay.pay(mine - model)
+    # In fresh turns the proposal is made whatever the network says: there is nothing to learn, and all is loud.
+    replay.pay(mine - model, None if settings.plain else ~choice.situation.is_fresh)
     if others:
         gains = [settings.other_weight * (worth(fleet.rate_of(widths), widths) - mine) for _, widths in others]
         replay.compare(np.stack([moves for moves, _ in others]), np.clip(np.stack(gains), -5.0, 5.0))
 
 
-def _other_move(policy: QPolicy, choice: Choice, rng: np.random.Generator) -> tuple[Ints, Floats]:
-    # Half of the time one move for all stages, else the wanted moves with one stage's replaced.
+def _other_moves(policy: QPolicy, choice: Choice, num: int, rng: np.random.Generator) -> list[tuple[Ints, Floats]]:
+    # All joint moves, and `num` times the made or the proposed ones with one stage's replaced.
     widths = policy.moves.widths(choice.situation)
     legal = policy.moves.legal(choice.situation, widths)
-    num, num_stages, num_moves = legal.shape
+    together = policy.moves.together(widths)
     made, _ = policy.moves.index_of(widths, choice.widths)
-    same = np.broadcast_to(rng.integers(0, num_moves, (num, 1)), (num, num_stages))
-    allowed = np.take_along_axis(legal, same[..., None], -1)[..., 0]
-    together = np.where(allowed, same, 0)
-    stage = (rng.random(num) * choice.situation.reading.is_stage.sum(1)).astype(np.int64)
-    random = np.where(legal, rng.random(legal.shape), -1.0).argmax(-1)
-    one = np.where(np.arange(num_stages)[None, :] == stage[:, None], random, made)
-    moves = np.where(rng.random((num, 1)) < 0.5, together, one)
-    return moves, np.take_along_axis(widths, moves[..., None], -1)[..., 0]
+    count = choice.situation.reading.is_stage.sum(1)
+    tried = [together[..., at] for at in range(together.shape[-1])]
+    for at in range(num):
+        stage = (rng.random(len(count)) * count).astype(np.int64)
+        random = np.where(legal, rng.random(legal.shape), -1.0).argmax(-1)
+        base = made if at % 2 else together[..., 0 if policy.plain else PROPOSAL]
+        tried.append(np.where(np.arange(made.shape[1])[None, :] == stage[:, None], random, base))
+    return [(moves, np.take_along_axis(widths, moves[..., None], -1)[..., 0]) for moves in tried]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,13 +8,15 @@ import numpy as np
 
 from lightning_intune.control.action import HOLD, PROPOSAL, MoveSet
 from lightning_intune.control.agent import Policy, Wish
-from lightning_intune.control.arrays import Bools, Floats
+from lightning_intune.control.arrays import Bools, Floats, Ints
 from lightning_intune.control.knowledge import Situation
 from lightning_intune.control.observation import Observation, observe
-from lightning_intune.control.qnet import QNet
+from lightning_intune.control.qnet import QNet, usual_move
 
-MARGIN = 0.2
-"""What the network must see to gain before it leaves the model's proposal: about one percent of the rate."""
+MARGIN = 0.04
+"""What the network must see to gain before it leaves the model's proposal: about 0.3 % of the rate."""
+STAGE_MARGIN = 0.1
+"""What a single stage must gain to depart from it: fewer of those stand the test of other pipelines."""
 
 
 class Follower(Protocol):
@@ -27,10 +29,10 @@ class Follower(Protocol):
 
 @final
 class QPolicy(Policy):
-    """Per stage the move of the highest advantage; the model's proposal in the first two turns after a shift.
+    """The best of the joint moves and of single stages' departures; the proposal in two turns after a shift.
 
-    The gate: a stage leaves the proposal only where the network sees at least `margin` to gain. `explore`
-    [0, 1] is the chance per stage of a random legal move.
+    The gate: the proposal is left only where the network sees at least `margin` to gain, by all stages together.
+    `explore` [0, 1] is the chance per stage of a random legal move.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class QPolicy(Policy):
         self.name = "plain_dqn" if plain else "dqn"
         self.net, self.plain, self.margin = net, plain, margin
         self.explore, self.follower = explore, follower
+        self.stage_margin = 0.0 if plain else STAGE_MARGIN
         self.moves = MoveSet(plain=plain)
         self._last: tuple[Observation, Bools, Floats] | None = None
 
@@ -52,17 +55,11 @@ class QPolicy(Policy):
         seen = observe(situation, plain=self.plain)
         widths = self.moves.widths(situation)
         legal = self.moves.legal(situation, widths)
-        q = self.net.advantages(seen, legal)
-        chosen = q.argmax(-1)
-        if self.margin > 0 and not self.plain:
-            usual, _ = self.moves.index_of(widths, widths[..., PROPOSAL])
-            at_usual = np.take_along_axis(q, usual[..., None], -1)[..., 0]
-            known = np.isfinite(at_usual)
-            gain = q.max(-1) - np.where(known, at_usual, 0.0)
-            chosen = np.where(known & seen.is_stage & (gain < self.margin), usual, chosen)
+        q, joint = self.net.values(seen, legal)
+        together = self.moves.together(widths)
+        chosen = self._best(q, joint, together, seen.is_stage)
         if not self.plain:
-            at, is_move = self.moves.index_of(widths, widths[..., PROPOSAL])
-            chosen = np.where(situation.is_fresh[:, None] & is_move, at, chosen)
+            chosen = np.where(situation.is_fresh[:, None], together[..., PROPOSAL], chosen)
         explored = np.zeros(len(q), dtype=np.bool_)
         if np.any(np.asarray(self.explore) > 0):
             draws = rng.random(chosen.shape) < np.broadcast_to(np.asarray(self.explore), (len(q),))[:, None]
@@ -70,14 +67,31 @@ class QPolicy(Policy):
             random = np.where(legal, rng.random(q.shape), -1.0).argmax(-1)
             # Half of the time all stages try the same move: near the CPUs' limit they gain only together.
             same = rng.integers(0, q.shape[-1], (len(q), 1))
-            together = np.where(np.take_along_axis(legal, same[..., None], -1)[..., 0], same, HOLD)
+            joint = np.where(np.take_along_axis(legal, same[..., None], -1)[..., 0], same, HOLD)
             is_joint = rng.random((len(q), 1)) < 0.5
             chosen = np.where(draws & ~is_joint, random, chosen)
-            chosen = np.where(is_joint & draws.any(1, keepdims=True) & seen.is_stage, together, chosen)
+            chosen = np.where(is_joint & draws.any(1, keepdims=True) & seen.is_stage, joint, chosen)
             explored = np.asarray(draws.any(1))
         self._last = (seen, legal, widths)
         wanted = np.take_along_axis(widths, chosen[..., None], -1)[..., 0]
         return Wish(widths=wanted, q=q, moves=chosen, explored=explored)
+
+    def _best(self, q: Floats, joint: Floats, together: Ints, is_stage: Bools) -> Ints:
+        # The best joint move, or every stage's own departure from the usual one; nothing below `margin`.
+        usual_joint = usual_move(q.shape[-1])
+        usual = together[..., usual_joint]
+        at_usual = np.take_along_axis(q, usual[..., None], -1)[..., 0]
+        departs = is_stage & (q.max(-1) > at_usual + self.stage_margin)
+        own = np.where(departs, q.argmax(-1), usual)
+        gain = np.where(departs, q.max(-1) - np.where(departs, at_usual, 0.0), 0.0).sum(1)
+        # Joint moves that come to the same widths are one, the first.
+        same = (together[..., :, None] == together[..., None, :]).all(1)
+        joint = np.take_along_axis(joint, same.argmax(-1), -1)
+        base = joint[:, usual_joint]
+        gains = np.concatenate([joint - base[:, None], gain[:, None]], axis=-1)
+        best, rows = gains.argmax(1), np.arange(len(gains))
+        best = np.where(gains[rows, best] >= self.margin, best, usual_joint)
+        return np.concatenate([together, own[..., None]], axis=-1)[rows, :, best]
 
     def learn(self, situation: Situation, asked: Floats, wish: Wish) -> None:
         del wish

@@ -7,13 +7,14 @@ from typing import Any, final
 
 import numpy as np
 
-from lightning_intune.control.action import MoveSet
+from lightning_intune.control.action import NUM_JOINT, MoveSet
 from lightning_intune.control.arrays import Bools, Floats, Ints
 from lightning_intune.control.learning import n_step_return
 from lightning_intune.control.observation import GLOBAL_FEATURES, STAGE_FEATURES, Observation
+from lightning_intune.control.qnet import summary
 from lightning_intune.control.steps import Batch
 
-_KEPT = ("stages", "whole", "is_stage", "legal", "moves", "is_usable", "rewards", "is_start")
+_KEPT = ("stages", "whole", "is_stage", "legal", "moves", "together", "is_usable", "rewards", "is_start")
 
 
 @final
@@ -32,6 +33,7 @@ class Replay:
         self.is_stage = np.zeros((*grid, num_stages), dtype=np.bool_)
         self.legal = np.zeros((*grid, num_stages, num_moves), dtype=np.bool_)
         self.moves = np.zeros((*grid, num_stages), dtype=np.int8)
+        self.together = np.zeros((*grid, num_stages, NUM_JOINT), dtype=np.int8)
         self.is_usable = np.zeros(grid, dtype=np.bool_)
         self.rewards = np.zeros(grid, dtype=np.float32)
         self.is_start = np.zeros(grid, dtype=np.bool_)
@@ -46,6 +48,7 @@ class Replay:
         self.stages[at], self.whole[at] = seen.stages, seen.whole
         self.is_stage[at], self.legal[at], self.moves[at] = seen.is_stage, legal, moves
         self.is_usable[at] = (is_move | ~seen.is_stage).all(1)
+        self.together[at] = MoveSet.together(widths)
         self.is_start[at] = is_start
         self.num_added += 1
 
@@ -72,6 +75,10 @@ class Replay:
         if is_valid is not None:
             self.is_usable[at] &= is_valid
 
+    def _seen(self, at: Ints, row: Ints) -> Observation:
+        stages, whole = self.stages[at, row].astype(np.float64), self.whole[at, row].astype(np.float64)
+        return Observation(stages=stages, whole=whole, is_stage=self.is_stage[at, row])
+
     def compare(self, moves: Ints, gains: Floats) -> None:
         """For the step added last: joint `moves` [K, B, N] and their reward less that of the move made [K, B]."""
         at = (self.num_added - 1) % self.capacity
@@ -90,17 +97,22 @@ class Replay:
         path = [(step + k) % self.capacity for k in range(n)]
         returns = n_step_return([self.rewards[at, row] for at in path], gamma)
         ends = np.any([self.is_start[(step + k + 1) % self.capacity, row] for k in range(n)], axis=0)
+        now_seen, later_seen = (self._seen(at, row) for at in (now, later))
         return Batch(
+            summary=summary(now_seen),
+            next_summary=summary(later_seen),
             stages=self.stages[now, row].astype(np.float32),
             whole=self.whole[now, row].astype(np.float32),
             is_stage=self.is_stage[now, row],
             legal=self.legal[now, row],
             moves=self.moves[now, row].astype(np.int64),
+            together=self.together[now, row].astype(np.int64),
             returns=np.asarray(returns, dtype=np.float32),
             discount=np.full(size, gamma**n, dtype=np.float32),
             next_stages=self.stages[later, row].astype(np.float32),
             next_whole=self.whole[later, row].astype(np.float32),
             next_legal=self.legal[later, row],
+            next_together=self.together[later, row].astype(np.int64),
             other_moves=self.other_moves[now, row].astype(np.int64),
             other_gains=self.other_gains[now, row],
             weight=(self.is_usable[now, row] & ~ends).astype(np.float32),

@@ -13,7 +13,7 @@ from lightning_intune.control.online import OnlineLearning
 from lightning_intune.control.q_policy import QPolicy
 from lightning_intune.control.qnet import QNet
 
-VERSION = 1
+VERSION = 2
 _MODEL = (
     "weight", "cpu_sum", "delay_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums",
     "last_rate", "trainer_sum",

@@ -20,11 +20,17 @@ class Batch:
     legal: NDArray[np.bool_]
     moves: NDArray[np.int64]
     """[K, N] the move made per stage."""
+    summary: NDArray[np.float32]
+    """[K, F] as `qnet.summary`."""
+    together: NDArray[np.int64]
+    """[K, N, NUM_JOINT] the moves of stages that move together (`MoveSet.together`)."""
     returns: NDArray[np.float32]
     discount: NDArray[np.float32]
     next_stages: NDArray[np.float32]
     next_whole: NDArray[np.float32]
     next_legal: NDArray[np.bool_]
+    next_summary: NDArray[np.float32]
+    next_together: NDArray[np.int64]
     other_moves: NDArray[np.int64]
     """[K, M, N] joint moves that were not made; M may be 0."""
     other_gains: NDArray[np.float32]

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from lightning_intune.control.qnet import Weights, check_weights
 from lightning_intune.errors import ConfigError
 
-FORMAT = "lightning_intune.qnet.1"
+FORMAT = "lightning_intune.qnet.2"
 
 
 def save_weights(path: Path, weights: Weights, about: dict[str, str]) -> None:

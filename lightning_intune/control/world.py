@@ -9,10 +9,13 @@ import numpy as np
 
 from lightning_intune.control.arrays import Bools, Floats, Ints
 
-CONTENTIONS = ("bandwidth", "switching", "disk", "smt", "coherence", "disk_cliff")
-"""What stages fight over; `physics` says how each works. The last three are never used in training."""
+CONTENTIONS = ("bandwidth", "switching", "disk", "smt", "coherence", "disk_cliff", "threads", "heat")
+"""What stages fight over; `physics` says how each works."""
 TRAINED = ("bandwidth", "switching", "disk")
+ONLY_TRAINED = ("threads", "heat")
+"""Met in training only: whoever knew three kinds by heart was lost among others."""
 HELD_OUT = ("smt", "coherence", "disk_cliff")
+"""Never met in training."""
 
 
 @final
@@ -52,7 +55,7 @@ class World:
     noise: Floats
     """Relative standard deviation of one turn's measured rate."""
     contention: Floats
-    """Strength of each of `CONTENTIONS`, [B, 6]."""
+    """Strength of each of `CONTENTIONS`, [B, 8]."""
 
     @property
     def num_pipelines(self) -> int:

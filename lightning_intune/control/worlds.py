@@ -7,9 +7,9 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import Bools, Floats
+from lightning_intune.control.arrays import Floats
 from lightning_intune.control.oracle import best_widths
-from lightning_intune.control.world import CONTENTIONS, HELD_OUT, TRAINED, Shift, World
+from lightning_intune.control.world import CONTENTIONS, HELD_OUT, ONLY_TRAINED, TRAINED, Shift, World
 
 
 @final
@@ -30,9 +30,18 @@ class Ranges:
     cpus_factors: tuple[float, ...] = (0.5, 0.5, 0.75, 2.0)
 
 
-TRAINING = Ranges()
+TRAINING = Ranges(
+    cpus=(1.0, 192.0),
+    cost_spread=1.4,
+    contentions=TRAINED + ONLY_TRAINED,
+    contention_strength=0.5,
+    shift_chance=0.7,
+    shift_turns=(3, 15),
+    cost_factor=(0.25, 5.0),
+    cpus_factors=(0.3, 0.5, 0.75, 2.0, 2.5),
+)
 FULL = Ranges(stages=(2, 10))
-"""As training, with pipelines of up to 10 stages."""
+"""Milder than training, with pipelines of up to 10 stages."""
 HARD = Ranges(
     stages=(2, 10),
     cost_spread=1.5,
@@ -120,9 +129,13 @@ def _with_limits(rng: np.random.Generator, world: World) -> World:
 
 def _contention(rng: np.random.Generator, num: int, ranges: Ranges) -> Floats:
     allowed = np.array([name in ranges.contentions for name in CONTENTIONS], dtype=np.float64)
-    present: Bools = rng.random((num, len(CONTENTIONS))) < 0.4
-    strength = rng.uniform(0.0, ranges.contention_strength, (num, len(CONTENTIONS)))
-    scale = np.array([1.0, 0.5, 1.0, 1.0, 0.1, 1.0])
+    has_more = any(name in ranges.contentions for name in ONLY_TRAINED)
+    many = len(CONTENTIONS) if has_more else len(CONTENTIONS) - len(ONLY_TRAINED)
+    present = np.zeros((num, len(CONTENTIONS)), dtype=np.bool_)
+    strength = np.zeros((num, len(CONTENTIONS)))
+    present[:, :many] = rng.random((num, many)) < 0.4
+    strength[:, :many] = rng.uniform(0.0, ranges.contention_strength, (num, many))
+    scale = np.array([1.0, 0.5, 1.0, 1.0, 0.1, 1.0, 0.4, 1.0])
     return strength * present * allowed * scale
 
 

@@ -5,22 +5,15 @@ import pytest
 import torch
 
 from lightning_intune.control.action import MOVES
-from lightning_intune.control.learner import Learner, joint_q
+from lightning_intune.control.learner import Learner, joint_values
 from lightning_intune.control.learning import double_q_target, n_step_return, polyak
 from lightning_intune.control.live_learner import LiveLearner
 from lightning_intune.control.observation import GLOBAL_FEATURES, STAGE_FEATURES, Observation
-from lightning_intune.control.qnet import QNet, initial_weights
+from lightning_intune.control.qnet import QNet, initial_weights, joint_index, summary
 from lightning_intune.control.replay import Replay
 from lightning_intune.control.steps import Batch
 
 STAGES, WHOLE, NUM_MOVES = len(STAGE_FEATURES), len(GLOBAL_FEATURES), len(MOVES)
-
-
-def no_others(num, num_stages):
-    return {
-        "other_moves": np.zeros((num, 0, num_stages), dtype=np.int64),
-        "other_gains": np.zeros((num, 0), dtype=np.float32),
-    }
 
 
 def seen(rng, num_pipelines=4, num_stages=3):
@@ -28,6 +21,19 @@ def seen(rng, num_pipelines=4, num_stages=3):
     is_stage[0, -1] = False
     stages = rng.normal(size=(num_pipelines, num_stages, STAGES)) * is_stage[..., None]
     return Observation(stages=stages, whole=rng.normal(size=(num_pipelines, WHOLE)), is_stage=is_stage)
+
+
+def no_others(num, num_stages):
+    together = np.zeros((num, num_stages, 5), dtype=np.int64)
+    summaries = np.zeros((num, len(summary(seen(np.random.default_rng(0)))[0])), dtype=np.float32)
+    return {
+        "summary": summaries,
+        "next_summary": summaries,
+        "together": together,
+        "next_together": together,
+        "other_moves": np.zeros((num, 0, num_stages), dtype=np.int64),
+        "other_gains": np.zeros((num, 0), dtype=np.float32),
+    }
 
 
 def legal_moves(rng, observation):
@@ -66,21 +72,37 @@ def test_numpy_inference_and_torch_learning_compute_the_same_network():
     legal = legal_moves(rng, observation)
     tensors = {name: torch.tensor(array) for name, array in weights.items()}
     moves = np.zeros(observation.is_stage.shape, dtype=np.int64)
-    q, advantages, best = joint_q(
+    together = np.zeros((*moves.shape, 5), dtype=np.int64)
+    together[..., 1] = 1
+    values = joint_values(
         tensors,
         torch.tensor(observation.stages, dtype=torch.float32),
         torch.tensor(observation.whole, dtype=torch.float32),
         torch.tensor(observation.is_stage),
         torch.tensor(legal),
-        torch.tensor(moves),
+        torch.tensor(summary(observation)),
+        torch.tensor(together),
     )
     net = QNet(weights)
-    ours = net.advantages(observation, legal)
+    ours, joint = net.values(observation, legal)
     allowed = legal & observation.is_stage[..., None]
-    np.testing.assert_allclose(ours[allowed], advantages.numpy()[allowed], atol=1e-5)
-    np.testing.assert_array_equal(ours.argmax(-1)[observation.is_stage], best.numpy()[observation.is_stage])
-    chosen = np.where(observation.is_stage, ours[..., 0], 0.0).sum(1)
-    np.testing.assert_allclose(net.value(observation) + chosen, q.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours[allowed], values.advantage.numpy()[allowed], atol=1e-5)
+    np.testing.assert_allclose(joint, values.joint.numpy(), atol=1e-5)
+    np.testing.assert_allclose(net.value(observation), values.value.numpy(), atol=1e-5)
+    # All stages hold: the first joint move, valued as a whole. Two other moves: departures from the proposal, move 1.
+    np.testing.assert_allclose(values.gain(torch.tensor(moves)).numpy(), joint[:, 0], atol=1e-5)
+    departs = np.where(observation.is_stage, values.advantage.numpy()[..., 2] - values.advantage.numpy()[..., 1], 0.0)
+    mixed = values.gain(torch.tensor(moves + 2)).numpy()
+    np.testing.assert_allclose(mixed, joint[:, 1] + departs.sum(1), atol=1e-5)
+
+
+def test_a_joint_move_is_known_by_the_moves_of_its_stages():
+    together = np.zeros((1, 3, 5), dtype=np.int64)
+    together[..., 1], together[..., 4] = 1, [0, 1, 0]
+    assert joint_index(together, np.array([[0, 0, 0]])).tolist() == [0]
+    assert joint_index(together, np.array([[1, 1, 1]])).tolist() == [1]
+    assert joint_index(together, np.array([[0, 1, 0]])).tolist() == [4]
+    assert joint_index(together, np.array([[0, 1, 2]])).tolist() == [5]  # mixed
 
 
 def test_learning_brings_the_value_of_a_move_to_its_reward():
@@ -172,6 +194,19 @@ def test_a_replay_that_is_saved_and_loaded_gives_the_same_samples():
     np.testing.assert_array_equal(one.stages, other.stages)
 
 
+def joints_of(rng, moves):
+    """Random joint moves, of which about a fifth of the steps have made one, and random summaries."""
+    joints = no_others(*moves.shape)
+    together = rng.integers(0, 5, (*moves.shape, 5))
+    together[..., 3] = np.where(rng.random((len(moves), 1)) < 0.2, moves, together[..., 3])
+    return {
+        "together": together,
+        "next_together": rng.integers(0, 5, together.shape),
+        "summary": rng.normal(size=joints["summary"].shape).astype(np.float32),
+        "next_summary": rng.normal(size=joints["summary"].shape).astype(np.float32),
+    }
+
+
 def random_batch(rng, size=24, num_stages=4):
     is_stage = rng.random((size, num_stages)) < 0.7
     is_stage[:, 0] = True
@@ -192,7 +227,7 @@ def random_batch(rng, size=24, num_stages=4):
         next_whole=rng.normal(size=(size, WHOLE)).astype(np.float32),
         next_legal=next_legal,
         weight=(rng.random(size) < 0.8).astype(np.float32),
-        **no_others(size, num_stages),
+        **no_others(size, num_stages) | joints_of(rng, moves),
     )
 
 
@@ -200,9 +235,13 @@ def random_batch(rng, size=24, num_stages=4):
 def test_learning_live_without_torch_takes_torchs_steps(seed):
     rng = np.random.default_rng(seed)
     weights = initial_weights(NUM_MOVES, rng)
-    for name in ("advantage2.weight", "value2.weight"):  # they start small, and hide errors of the layers below
+    for name in (
+        "advantage2.weight",
+        "value2.weight",
+        "joint3.weight",
+    ):  # they start small, and hide errors of the layers below
         weights[name] *= 20.0
-    with_torch = Learner(weights, lr=1e-3, polyak_rate=0.05)
+    with_torch = Learner(weights, lr=1e-3, polyak_rate=0.05, frozen=("summary", "joint"))
     live = LiveLearner(weights, lr=1e-3, polyak_rate=0.05)
     for _ in range(5):
         batch = random_batch(rng)

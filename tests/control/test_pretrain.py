@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from lightning_intune.control import make_agent
+from lightning_intune.control.comparison import ComparisonSettings
 from lightning_intune.control.pretrain import TrainSettings, main, pretrain
 
-TINY = TrainSettings(num_pipelines=8, num_turns=24, validate_every=24, num_validation=4, batch_size=32)
+FEW = ComparisonSettings(num_pipelines=12, num_fleets=1, num_turns=5, num_updates=6, batch_size=16)
+TINY = TrainSettings(num_pipelines=8, num_turns=24, validate_every=24, num_validation=4, batch_size=32, comparison=FEW)
 
 
 def test_a_seed_remakes_the_same_weights():
