@@ -204,7 +204,8 @@ class ElasticLoader(Generic[T]):
 
         Raises ConfigError when the state is of another version or of another graph.
         """
-        version = state_dict.get("version")
+        is_state = isinstance(state_dict, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance] - out of a checkpoint
+        version = state_dict.get("version") if is_state else type(state_dict).__name__
         if version != _VERSION:
             raise ConfigError(
                 f"ElasticLoader: this state has version {version!r}, and {_VERSION} is needed. It was not saved by "
