@@ -1,0 +1,48 @@
+"""The example on two ranks, as its README tells a user to run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torchrec")
+pytest.importorskip("duckdb")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_ranks_train_on_deduplicated_sessions_and_resume(tmp_path: Path) -> None:
+    def command(*arguments: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", "lightning_intune.console", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return ended.stdout + ended.stderr
+
+    def fit(*more: str) -> str:
+        config = str(ROOT / "examples/ddp_sessions/run.yaml")
+        quick = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+        ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        return command("fit", "--config", config, *quick, *ranks, *more)
+
+    command("synth", "sessions.parquet", "--rows", "12000", "--row-group-rows", "1000", "--quiet")
+    command("synth", "sessions-val.parquet", "--rows", "3000", "--row-group-rows", "500", "--seed", "1", "--quiet")
+    text = fit("--trainer.max_epochs", "1")
+    assert "Starting with 2 processes" in text
+    assert "| transform |" in text
+    [saved] = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    assert saved.name == "epoch=0-step=12.ckpt"  # 6,000 rows a rank in batches of 512
+    resumed = fit("--trainer.max_epochs", "2", "--ckpt_path", str(saved))
+    assert "max_epochs=2" in resumed
+    assert "litlogger" not in text
