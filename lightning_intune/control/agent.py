@@ -109,6 +109,12 @@ class Agent:
             self.guard.restart(rows)
         self.policy.restart(rows)
 
+    def forget(self, stages: Bools) -> None:
+        """The chosen stages [B, N] cost something else from now on: as after a shift."""
+        if self.knowledge is not None and self.knowledge.last_widths.shape == stages.shape:
+            self.knowledge.model.reset_stages(stages)
+            self.knowledge.wake(stages.any(1))
+
     def size(self, num_pipelines: int, num_stages: int) -> Knowledge:
         """Fresh knowledge for that many pipelines and stages; `decide` does so by itself."""
         self.knowledge = Knowledge(num_pipelines, num_stages, self._model_settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -63,6 +63,8 @@ class Decision:
     memory_bytes: int
     memory_limit_bytes: int
     stages: tuple[StageView, ...]
+    lanes: dict[str, str] = field(default_factory=dict[str, str])
+    """Stages of `method="auto"` moved in this turn, to `process` or `thread`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: safe for JSON and for checkpoints."""

@@ -12,6 +12,7 @@ import numpy as np
 from lightning_intune.control.agent import Agent, Choice
 from lightning_intune.control.budget import Budget, ReadsBudget
 from lightning_intune.control.decision import Decision, stage_views, why_text
+from lightning_intune.control.lane_trial import LaneTrial
 from lightning_intune.control.neighbours import Neighbours
 from lightning_intune.control.noise import NoiseMeter
 from lightning_intune.control.reading import live_reading
@@ -56,6 +57,7 @@ class Tuner:
         self._noise = NoiseMeter()
         self._start: FlowStats | None = None
         self._neighbours = Neighbours()
+        self._lanes = LaneTrial()
         self._turn, self._scale = 0, 0.0
         self._is_paused, self.has_failed = False, False
         self._wanted = _checked(self._knobs, warm_start or {})
@@ -120,7 +122,10 @@ class Tuner:
         others = self._neighbours.observe(end, budget)
         reading = live_reading(window, self._knobs, budget, noise, others)
         choice = self._agent.decide(reading)
-        decision = self._record(now_s, window, choice)
+        lanes = self._lanes.turn(window, self._knobs, budget.cpus)
+        if lanes:  # what was known of these stages no longer holds
+            self._agent.forget(np.array([[knob.stage in lanes for knob in self._knobs]]))
+        decision = self._record(now_s, window, choice, lanes)
         asked = decision.asked
         changes = {knob.stage: asked[knob.stage] for knob in self._knobs if asked[knob.stage] != knob.target()}
         self._turn += 1
@@ -138,7 +143,7 @@ class Tuner:
                 knob.turn(knob.bounds.clip(widths[knob.stage]))
         self._timer.restart(now_s, flush_steps=3)
 
-    def _record(self, now_s: float, window: FlowStats, choice: Choice) -> Decision:
+    def _record(self, now_s: float, window: FlowStats, choice: Choice, lanes: dict[str, str]) -> Decision:
         situation = choice.situation
         reading = situation.reading
         roofline = float(situation.proposal.roofline_samples_per_s[0])
@@ -164,6 +169,7 @@ class Tuner:
             memory_bytes=int(reading.memory_bytes[0]),
             memory_limit_bytes=int(min(reading.memory_limit_bytes[0], 2.0**62)),
             stages=stage_views(names, choice),
+            lanes=lanes,
         )
 
     def _reward(self, choice: Choice) -> float:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -324,3 +325,39 @@ def test_no_stall_uses_no_more_workers_than_throughput_where_the_trainer_is_slow
         used[objective] = sum(flow.targets)
         assert decisions[-1].wait_share < 0.05
     assert used["no_stall"] <= used["throughput"]
+
+
+class GilFlow(Flow):
+    """Two stages that a lock lets compute 0.95 s per second in all, until `read` is moved to processes."""
+
+    def __init__(self, clock):
+        super().__init__(clock)
+        self.lane = "thread"
+
+    @property
+    def knobs(self):
+        first, second = super().knobs
+        return [replace(first, move=lambda place: setattr(self, "lane", place)), second]
+
+    def advance(self):
+        step_s = 0.05 if self.lane == "thread" else 0.02
+        self.clock.now += step_s
+        self.items += 1
+        self.lives = list(self.targets)
+        for at in range(2):
+            cpu = 0.475 * step_s if self.lane == "thread" else 0.9 * step_s
+            self.totals[at] += (self.lives[at] * step_s, 0.0, 0.0, cpu)
+
+    def read(self):
+        stats = super().read()
+        first, second = stats.stages
+        return replace(stats, stages=(replace(first, lane=self.lane), second))
+
+
+def test_a_stage_found_waiting_for_the_gil_is_moved_once_and_it_is_on_record():
+    flow = GilFlow(Clock())
+    decisions = run(tuned(flow, warm_start={"read": 3, "decode": 3}), flow, 900)
+    moves = [decision.lanes for decision in decisions if decision.lanes]
+    assert moves == [{"read": "process"}]
+    assert flow.lane == "process"
+    assert json.loads(json.dumps(decisions[-1].as_dict()))["lanes"] == {}
