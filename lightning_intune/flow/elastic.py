@@ -38,7 +38,8 @@ class ElasticMapper(ElasticStage[T]):
     `method` says where it runs: `thread` (for what releases the GIL), `process` (for what holds it), `ray`,
     or `auto`: in threads, until a tuner finds that they wait for the GIL and tries processes.
     `max_concurrent` bounds the items in flight; without it they are twice the width, up to 64 while
-    items are tiny. `prebatch` makes a worker claim that many items together. `max_bytes` bounds the
+    items are tiny, and for each process then two messages' worth (up to 32 items each: docs/lanes.md).
+    `prebatch` makes a worker claim that many items together. `max_bytes` bounds the
     measured bytes of finished items that wait for the consumer. `timeout_s` bounds the function's time
     per item: it is checked while the consumer waits, so an item that hangs is reported after one to
     two times as long.
