@@ -23,12 +23,12 @@ ITEM = [f"item{i}" for i in range(4)]
 FEATURES = [*USER, *HISTORY, *ITEM]
 SESSION_LEVEL = ("session", *USER)
 NUM_DENSE = 4
-BATCH_ROWS = 2048
+BATCH_ROWS = 4096
 GROUP_ROWS = 65_536
 
 
 def spec(num_rows: int, session_mean: float) -> SynthSpec:
-    """32 user lists fixed for a session (8 of them words), 4 lists that take a new id in a tenth of its rows, 4 items."""
+    """32 user lists fixed for a session (8 of words), 4 lists that take a new id in a tenth of its rows, 4 items."""
     users = [SynthFeature(name=name, change=0.0, mean_length=SEQUENCE_LENGTH, num_ids=NUM_IDS) for name in USER]
     histories = [
         SynthFeature(name=name, change=0.1, mean_length=SEQUENCE_LENGTH, shift=1, num_ids=NUM_IDS) for name in HISTORY
@@ -51,11 +51,12 @@ def schema() -> Schema:
     )
 
 
-def write(folder: Path, num_rows: int, session_mean: float) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The same rows three ways: shuffled, clustered by session, one row a session; smallest files, then fastest.
+def write(folder: Path, num_rows: int, session_mean: float, *, small: bool) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The same rows three ways: shuffled, clustered by session, one row a session; smallest files, and fastest.
 
-    zstd. Lists of ids are smaller without a dictionary where rows stand by session and larger where they do not, and
-    faster to read with one everywhere: each layout gets what is best for it, once for storage and once for reading.
+    zstd-3. A dictionary makes lists of ids larger where rows stand by session and smaller where they do
+    not, and all of them faster to read: every column of each layout gets what is smallest, then all get dictionaries.
+    Without `small` the first are left out.
     """
     clustered = _with_texts(table(spec(num_rows, session_mean)))
     shuffled = np.random.default_rng(0).permutation(num_rows)
@@ -65,9 +66,23 @@ def write(folder: Path, num_rows: int, session_mean: float) -> tuple[dict[str, P
         "sessions": fold_sessions(clustered, session_bounds(clustered.column("session")), SESSION_LEVEL),
     }
     fast = {name: _written(made, folder / f"{name}.fast", dictionary=True) for name, made in rows.items()}
-    other = {name: _written(made, folder / f"{name}.other", dictionary=False) for name, made in rows.items()}
-    small = {name: min(fast[name], other[name], key=lambda path: path.stat().st_size) for name in rows}
-    return small, fast
+    return {name: _smallest(made, fast[name]) for name, made in rows.items()} if small else {}, fast
+
+
+def _smallest(rows: pa.Table, fast: Path) -> Path:
+    plain = _column_bytes(_written(rows, fast.with_suffix(".plain"), dictionary=False))
+    better = [path for path, num_bytes in _column_bytes(fast).items() if num_bytes < plain[path]]
+    return _written(rows, fast.with_suffix(".small"), dictionary=better)
+
+
+def _column_bytes(path: Path) -> dict[str, int]:
+    footer = pq.read_metadata(path)
+    sizes: dict[str, int] = {}
+    for group in range(footer.num_row_groups):
+        for index in range(footer.num_columns):
+            column = footer.row_group(group).column(index)
+            sizes[column.path_in_schema] = sizes.get(column.path_in_schema, 0) + column.total_compressed_size
+    return sizes
 
 
 def _with_texts(rows: pa.Table) -> pa.Table:
@@ -79,8 +94,9 @@ def _with_texts(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _written(rows: pa.Table, path: Path, *, dictionary: bool) -> Path:
-    pq.write_table(rows, path, compression="zstd", use_dictionary=dictionary, row_group_size=GROUP_ROWS)
+def _written(rows: pa.Table, path: Path, *, dictionary: bool | list[str]) -> Path:
+    options = {"compression": "zstd", "compression_level": 3, "row_group_size": GROUP_ROWS}
+    pq.write_table(rows, path, use_dictionary=dictionary, **options)
     return path
 
 

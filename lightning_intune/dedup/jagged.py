@@ -10,8 +10,6 @@ import torch
 import torch.utils._pytree as pytree  # private by name only: torch documents no other registry
 from torch import Tensor
 
-from lightning_intune.errors import ConfigError
-
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -87,7 +85,9 @@ class KeyedJagged:
 
     def to_kjt(self) -> KeyedJaggedTensor:
         """TorchRec's type, sharing the memory. ConfigError where TorchRec cannot be imported."""
-        return _keyed_jagged_tensor()(keys=self.keys(), values=self._values, lengths=self._lengths)
+        from lightning_intune.dedup.torchrec_types import to_kjt
+
+        return to_kjt(self, None)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> KeyedJagged:
         return KeyedJagged(self._keys, function(self._values), function(self._lengths))
@@ -154,17 +154,6 @@ class Batch:
 
 def _shape(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _keyed_jagged_tensor() -> type[KeyedJaggedTensor]:
-    try:
-        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-    except (ImportError, OSError) as error:  # an fbgemm of another torch shows as OSError
-        raise ConfigError(
-            f"to_kjt: TorchRec cannot be imported ({error}). Install `lightning-intune[torchrec]`, with the "
-            "fbgemm-gpu or fbgemm-gpu-cpu that belongs to this torch."
-        ) from error
-    return KeyedJaggedTensor
 
 
 def _flatten_jagged(jagged: KeyedJagged) -> tuple[list[Any], tuple[str, ...]]:

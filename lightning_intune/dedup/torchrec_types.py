@@ -22,7 +22,7 @@ def keyed_jagged_tensor() -> type[KeyedJaggedTensor]:
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
     except (ImportError, OSError) as error:  # an fbgemm of another torch shows as OSError
         raise ConfigError(
-            f"dedup: TorchRec cannot be imported ({error}). Install `lightning-intune[torchrec]`, with the "
+            f"to_kjt: TorchRec cannot be imported ({error}). Install `lightning-intune[torchrec]`, with the "
             "fbgemm-gpu or fbgemm-gpu-cpu that belongs to this torch."
         ) from error
     return KeyedJaggedTensor
