@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
 from lightning_intune.control.agents import AgentName
 from lightning_intune.control.reward import Objective
+from lightning_intune.control.widths_file import load_widths, save_widths
 from lightning_intune.datamodule import follow
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
@@ -37,7 +38,8 @@ class InTuneCallback(Callback):
         turn_interval_s: Seconds of training between two decisions, or `auto` to let the noise decide.
         cpu_budget: CPUs the stages may use; None: what this process may (affinity, cpuset, cgroup quota).
         memory_budget: Bytes this process and its children may hold; None: 80 % of the found limit.
-        warm_start: Widths by stage to begin with, as a former run's `callback.widths` gave them.
+        warm_start: Widths by stage to begin with, as a former run's `callback.widths` gave them, or the path of the
+            `intune_widths.yaml` which it wrote beside its decisions.
         log_decisions: Whether every turn is also appended to `intune_decisions.jsonl` in the run's folder.
         weights: A policy file for `dqn` or `plain_dqn`; None: the shipped one.
         seed: Of the agent's exploration.
@@ -53,7 +55,7 @@ class InTuneCallback(Callback):
         turn_interval_s: float | Literal["auto"] = 0.5,
         cpu_budget: float | None = None,
         memory_budget: int | None = None,
-        warm_start: dict[str, int] | None = None,
+        warm_start: dict[str, int] | str | None = None,
         log_decisions: bool = True,
         weights: str | None = None,
         seed: int = 0,
@@ -64,7 +66,8 @@ class InTuneCallback(Callback):
         self._budget = Budget(cpus=cpu_budget, memory_limit_bytes=memory_budget)
         self._objective: Objective = objective
         self._turn_interval_s: float | Literal["auto"] = turn_interval_s
-        self._warm_start, self._log_decisions, self._seed = warm_start, log_decisions, seed
+        self._warm_start = load_widths(Path(warm_start)) if isinstance(warm_start, str) else warm_start
+        self._log_decisions, self._seed = log_decisions, seed
         self._tuned: dict[str, tuple[_Meters, Tuner]] = {}
         self._loaded: dict[str, Any] = {}
         self._file: DecisionLog | None = None
@@ -121,6 +124,8 @@ class InTuneCallback(Callback):
         self._resume()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._file is not None and self._tuned:
+            save_widths(self._file.folder / "intune_widths.yaml", self.widths)
         self._shutdown()
         for name, decision in self._last.items():
             rank_zero_info(f"InTuneCallback: what {name or 'the loader'} did in its last turn\n{table(decision)}")

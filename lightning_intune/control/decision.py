@@ -81,6 +81,11 @@ class DecisionLog:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def folder(self) -> Path:
+        """Where the file lies."""
+        return self._path.parent
+
     def write(self, decision: Decision) -> None:
         """Append one line."""
         with self._path.open("a", encoding="utf-8") as file:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.config import DenseFeature, Schema
+from lightning_intune.control.widths_file import load_widths
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
 from tests.lightning.conftest import NUM_ROWS, Clicks, Validated, trainer
@@ -118,6 +119,11 @@ def test_each_turn_reaches_tensorboard_and_the_decision_file(clicks: Path, schem
     assert ("intune/stages" in events.Tags()["images"]) == (find_spec("matplotlib") is not None)
     lines = (Path(logger.log_dir) / "intune_decisions.jsonl").read_text().splitlines()
     assert [json.loads(line)["turn"] for line in lines] == [turn.turn for turn in callback.history]
+    found = load_widths(Path(logger.log_dir) / "intune_widths.yaml")
+    assert found == callback.widths
+    InTuneCallback(warm_start=str(Path(logger.log_dir) / "intune_widths.yaml"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        InTuneCallback(warm_start=str(tmp_path / "none.yaml"))
 
 
 def test_the_progress_bar_shows_samples_wait_and_widths_and_is_given_back(
