@@ -14,7 +14,7 @@ from lightning_intune.errors import ConfigError
 from lightning_intune.flow.lookahead import Lookahead
 from lightning_intune.flow.node import BaseNode, Node, State, walk
 from lightning_intune.flow.repeat import MAX_PASSES, reset_in_epoch
-from lightning_intune.flow.shuffle import checked_seed
+from lightning_intune.flow.seeded import checked_seed
 
 T = TypeVar("T")
 

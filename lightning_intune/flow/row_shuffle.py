@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.node import BaseNode, Node, State
-from lightning_intune.flow.shuffle import checked_seed
+from lightning_intune.flow.node import BaseNode, State
+from lightning_intune.flow.seeded import Seeded
 
 
 @final
@@ -27,7 +27,7 @@ class _Open:
 
 
 @final
-class RowShuffle(Node[pa.Table]):
+class RowShuffle(Seeded[pa.Table]):
     """Arrow tables (row groups) into tables of `batch_size` rows, each drawn from `num_tables` of them at once.
 
     It stands where `Rebatch` stands. A batch takes one run of successive rows from every open table, older tables
@@ -57,7 +57,7 @@ class RowShuffle(Node[pa.Table]):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        super().__init__(source)
+        super().__init__(source, seed=seed)
         if batch_size < 1:
             raise ConfigError(f"RowShuffle: batch_size={batch_size} makes no batch. Set it to 1 or more.")
         if num_tables < 1:
@@ -66,24 +66,11 @@ class RowShuffle(Node[pa.Table]):
             )
         self._source, self._batch_size, self._drop_last = source, batch_size, drop_last
         self.num_tables = num_tables
-        self._seed, self._next_epoch = checked_seed("RowShuffle", seed), 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._next_epoch = epoch
-        super().set_epoch(epoch)
 
     def reset(self, initial_state: State | None = None) -> None:
         super().reset(initial_state)
-        state: State = initial_state or {
-            "seed": self._seed,
-            "epoch": self._next_epoch,
-            "batch": 0,
-            "ended": False,
-            "source": None,
-            "pulled": 0,
-            "tables": [],
-        }
-        self._seed, self._epoch, self._batch = state["seed"], state["epoch"], state["batch"]
+        state = self._begin(initial_state, batch=0, ended=False, source=None, pulled=0, tables=[])
+        self._batch: int = state["batch"]
         self._source.reset(state["source"])
         self._open: list[_Open] = []  # oldest first
         self._num_rows = 0  # left in the open ones

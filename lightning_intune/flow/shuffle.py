@@ -7,13 +7,14 @@ from typing import Any, TypeVar, final
 import numpy as np
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.node import BaseNode, Node, State
+from lightning_intune.flow.node import BaseNode, State
+from lightning_intune.flow.seeded import Seeded
 
 T = TypeVar("T")
 
 
 @final
-class Shuffle(Node[T]):
+class Shuffle(Seeded[T]):
     """The items of `source`, each run of `window` successive ones in an order drawn from (seed, epoch, run number).
 
     Every order of a run is equally likely; no item moves by `window` places or more; a window as large as the epoch
@@ -32,32 +33,19 @@ class Shuffle(Node[T]):
     replays = True
 
     def __init__(self, source: BaseNode[T], window: int, *, seed: int = 0) -> None:
-        super().__init__(source)
+        super().__init__(source, seed=seed)
         if window < 1:
             raise ConfigError(f"Shuffle: window={window} holds no item. Set it to 2 or more, or leave Shuffle out.")
         self._source, self.window = source, window
-        self._seed, self._next_epoch = checked_seed("Shuffle", seed), 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._next_epoch = epoch
-        super().set_epoch(epoch)
 
     def reset(self, initial_state: State | None = None) -> None:
         super().reset(initial_state)
-        state: State = initial_state or {
-            "seed": self._seed,
-            "epoch": self._next_epoch,
-            "window": self.window,
-            "run": 0,
-            "place": 0,
-            "source": None,
-        }
+        state = self._begin(initial_state, window=self.window, run=0, place=0, source=None)
         if state["window"] != self.window:
             raise ConfigError(
                 f"Shuffle: this state is of window={state['window']}, and here it is {self.window}: its place would "
                 "mean other items. Set the same window, or start the epoch anew."
             )
-        self._seed, self._epoch = state["seed"], state["epoch"]
         self._source.reset(state["source"])
         # The run being handed out, its next item last; `_place` of its items are out already.
         self._run: list[T] = []
@@ -112,10 +100,3 @@ class Shuffle(Node[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_run": [], "_upcoming": []}
-
-
-def checked_seed(what: str, seed: int) -> int:
-    """`seed`, or a ConfigError in the name of `what`: NumPy's bit generators take no negative seed."""
-    if seed < 0:
-        raise ConfigError(f"{what}: seed={seed} is negative. Set seed to 0 or more.")
-    return seed

@@ -17,6 +17,7 @@ from lightning_intune.flow.node import Node, State
 from lightning_intune.flow.parquet_files import common_schema, find_files, read_footers
 from lightning_intune.flow.row_filter import checked_defaults, row_filter
 from lightning_intune.flow.row_groups import ReadRowGroup, RowGroup
+from lightning_intune.flow.seeded import checked_seed
 
 _VERSION = 1
 _Indices = npt.NDArray[np.int64]
@@ -63,8 +64,6 @@ class ParquetSource(Node[RowGroup]):
     ) -> None:
         super().__init__()
         _check_rank(rank, world_size)
-        if seed < 0:
-            raise ConfigError(f"ParquetSource: seed={seed} is negative. Set seed to 0 or more.")
         _check_selection(columns)
         located, self._filesystem = locate(paths, filesystem)
         files = read_footers(find_files(located, self._filesystem), self._filesystem)
@@ -82,7 +81,7 @@ class ParquetSource(Node[RowGroup]):
                 f"ParquetSource: the {len(files)} files {why}. Write the data first, or change the filters."
             )
         self._rows = np.array([rows for _, _, rows in self._groups], np.int64)
-        self._seed, self._epoch, self._next_epoch = seed, 0, 0
+        self._seed, self._epoch, self._next_epoch = checked_seed("ParquetSource", seed), 0, 0
         self._position = 0
         self._order = self._order_of(seed, 0)
 

@@ -1,0 +1,50 @@
+"""The end of a graph: epochs, iterators, names, and whose state it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightning_intune.errors import ConfigError
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
+
+
+def same(item: Any) -> Any:
+    return item
+
+
+def test_two_stages_of_one_name_are_told_apart_by_the_loader() -> None:
+    node = ElasticMapper(ElasticMapper(IterableSource(range(3)), same, 1), same, 1)
+    with ElasticLoader(node) as loader:
+        assert list(loader.stages) == ["same", "same-2"]
+        assert [knob.stage for knob in loader.knobs] == ["same", "same-2"]
+
+
+def test_a_loader_iterated_twice_before_the_first_item_begins_one_epoch() -> None:
+    with ElasticLoader(IterableSource(range(3))) as loader:
+        iter(loader)
+        assert list(loader) == [0, 1, 2]
+        assert loader.epoch == 0
+        assert list(loader) == [0, 1, 2]
+        assert loader.epoch == 1
+
+
+def test_a_stale_iterator_says_so() -> None:
+    with ElasticLoader(IterableSource(range(3))) as loader:
+        first = iter(loader)
+        next(first)
+        iter(loader)
+        with pytest.raises(RuntimeError, match="stale"):
+            next(first)
+
+
+def test_state_of_another_graph_or_version_is_refused_and_says_why() -> None:
+    state = ElasticLoader(ElasticMapper(IterableSource(range(3)), same, 1)).state_dict()
+    other = ElasticLoader(IterableSource(range(3)))
+    with pytest.raises(
+        ConfigError, match=r"belongs to the graph .*ElasticMapper:same.*this loader's is IterableSource"
+    ):
+        other.load_state_dict(state)
+    with pytest.raises(ConfigError, match="version 99"):
+        other.load_state_dict({**state, "version": 99})
