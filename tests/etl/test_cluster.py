@@ -183,6 +183,14 @@ def test_the_memory_limit_is_kept_over_a_million_rows(tmp_path: Path) -> None:
     assert int(done.stdout.splitlines()[-1]) * 1024 < 2**30
 
 
+@pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.string()), pa.string_view(), pa.large_string()], ids=str)
+def test_sessions_may_be_texts_of_every_kind(kind: pa.DataType, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", session=pa.array(["b", "a", "b"]).cast(kind), ts=[3, 2, 1], x=[1, 2, 3])
+    cluster(job(source, tmp_path / "out", layout="sessions"))
+    stored = pq.read_table(tmp_path / "out" / "1970-01-01.parquet")
+    assert stored.select(["session", "x"]).to_pylist() == [{"session": "a", "x": [2]}, {"session": "b", "x": [3, 1]}]
+
+
 # ---- formats ----
 
 
@@ -340,6 +348,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "beyond the years 1 to 9999",
     ),
+    "a session of lists": ({"session": [[1]], "ts": [1]}, {}, "session column 'session' of '.*' holds BIGINT"),
     "a name of ours": (
         {"session": [1], "ts": [1], "file_index": [1]},
         {},

@@ -277,10 +277,12 @@ class _Run:
 
 
 def _in_types(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The columns in the types that the files have; where that is `null`, in the engine's."""
-    fields = [field if "null" in str(schema.field(field.name).type) else schema.field(field.name)
-              for field in batch.schema if field.name != PART]  # fmt: skip
-    return batch.cast(pa.schema([*fields, batch.schema.field(PART)]))
+    """The columns in the types that the files have; where they are `null` or views, in the engine's."""
+    fields = [field if field.name == PART else schema.field(field.name) for field in batch.schema]
+    odd = [any(word in str(field.type) for word in ("null", "view")) for field in fields]
+    return batch.cast(
+        pa.schema([own if is_odd else field for own, field, is_odd in zip(batch.schema, fields, odd, strict=True)])
+    )
 
 
 def sorted_query(inputs: Inputs, survey: Survey, job: ClusterJob, finished: Sequence[int]) -> str:

@@ -87,8 +87,9 @@ def _write(rows: pa.Table, out: OutputFile, settings: PartSettings, *, is_last: 
         out.write(rows)
         return rows[:0]
     bounds = session_bounds(rows.column(settings.session))
-    if not is_last and rows.num_rows - bounds[-2] < settings.max_session_rows:
-        bounds = bounds[:-1]  # the last session may go on
+    if not is_last:  # the last session may go on: of it only what fills a row of the longest is written now
+        whole = (rows.num_rows - bounds[-2]) // settings.max_session_rows * settings.max_session_rows
+        bounds = np.append(bounds[:-1], bounds[-2] + whole) if whole else bounds[:-1]
     cuts = [
         cut
         for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_intune.column_types import plain
+
 LAYOUT_KEY = b"lightning_intune.layout"
 SESSION_KEY = b"lightning_intune.session_column"
 TIME_KEY = b"lightning_intune.time_column"
@@ -65,7 +67,8 @@ def session_bounds(ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     >>> session_bounds(pa.chunked_array([[7, 7, 8]])).tolist()
     [0, 2, 3]
     """
-    ends = pc.run_end_encode(ids.combine_chunks()).run_ends if len(ids) else pa.array([], pa.int32())
+    whole = ids.cast(plain(ids.type)).combine_chunks()  # Arrow finds no runs in dictionaries
+    ends = pc.run_end_encode(whole).run_ends if len(whole) else pa.array([], pa.int32())
     return np.concatenate([[0], np.asarray(ends, dtype=np.int64)])
 
 

@@ -48,6 +48,11 @@ def take_survey(
     """One pass over all rows. ConfigError for missing columns, nulls in `session` or `time`, a time that is none."""
     check_columns("cluster", [session, time], list(inputs.columns))
     key, at = quoted(session), quoted(time)
+    if any(mark in str(inputs.columns[session]) for mark in ("[", "STRUCT", "MAP")):
+        raise ConfigError(
+            f"cluster: session column '{session}' of '{inputs.files[0]}' holds {inputs.columns[session]}, and a "
+            "session has one value. Name another column with --session."
+        )
     where = f"{key} IS NOT NULL AND {at} IS NOT NULL"
     kept = f"FILTER (WHERE {where})"
     [(total, num_rows, checksum, high)] = engine.sql(
