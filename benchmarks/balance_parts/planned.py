@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 
 NUM_RANKS, BATCH_SIZE, WINDOW = 256, 512, 8
 MAX_LENGTH = 4096  # where a model would cut its sequences; the median is 100
+WARM_UP = 4  # rounds
 SIGMAS = (1.0, 1.5)
 COSTS = {
     "linear": CostModel(linear=1.0),
@@ -87,10 +88,10 @@ def reservoirs(runs: int) -> dict[str, Any]:
         for name, model in COSTS.items():
             rows: list[tuple[float, float, float, float]] = []
             offered = MIN_OFFERED
-            for run in range(runs + 1):
+            for run in range(runs + WARM_UP):
                 costs = model(draw(rng, sigma, (NUM_RANKS * WINDOW * BATCH_SIZE,))).reshape(NUM_RANKS, -1)
                 row, offered = _round(costs, offered)
-                rows += [row] * (run > 0)  # the first one's offer may be too small, and compiles
+                rows += [row] * (run >= WARM_UP)  # the first ones' offers may be too small, and compile
             put(entry := {}, "cut", [row[0] for row in rows])
             put(entry, "ms_per_step", [row[1] for row in rows])
             put(entry, "moved_share", [row[2] for row in rows])

@@ -29,11 +29,11 @@ def draw(figures: dict[str, Any], path: Path) -> str:
         places = [place + (number - len(methods) / 2) * wide for place in range(len(settings))]
         left.bar(places, [100 * max(value, 1e-8) for value in values], wide, label=method)
     left.set_yscale("log")
-    left.set_ylim(1e-6, 100)
+    left.set_ylim(1e-7, 100)
     left.set_xticks(range(len(settings)), [setting.replace("-", "\n") for setting in settings])
     left.set_ylabel("planned bubble, % of the ranks' time (log)")
     left.set_title("256 ranks x 512 samples, lognormal sigma and cost")
-    left.legend(ncols=3, fontsize=8, loc="upper center")
+    left.legend(ncols=7, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     ranks = list(figures["measured"])
     for number, (key, label) in enumerate((("bubble_random", "as read"), ("bubble_ours", "balanced"))):
         places = [place + (number - 0.5) * 0.38 for place in range(len(ranks))]

@@ -62,9 +62,13 @@ def ranks_of_step(costs: Floats, origin: Ints, num_ranks: int, *, equal_count: b
 
 
 def candidates(costs: Floats, num_offered: int) -> Ints:
-    """Which samples of its round a rank offers for swaps: some of every size."""
+    """Which samples of its round a rank offers for swaps: the costliest, and some of every size."""
+    if num_offered >= len(costs):
+        return np.arange(len(costs))
     order = np.argsort(costs, kind="stable")
-    return order[np.unique(np.linspace(0, len(order) - 1, min(num_offered, len(order))).astype(np.int64))]
+    num_spread = num_offered // 2
+    spread = np.linspace(0, len(order) - 1 - (num_offered - num_spread), num_spread).astype(np.int64)
+    return np.concatenate([order[np.unique(spread)], order[len(order) - (num_offered - num_spread) :]])
 
 
 def swap_candidates(totals: Floats, offered: Sequence[Floats]) -> tuple[list[Ints], float]:
@@ -97,12 +101,10 @@ def num_offered_next(num_offered: int, left: float) -> int:
     """How many samples to offer in the next round, when this one's swaps left a bubble `left`.
 
     Shards that differ much need more; that shows in the first rounds, and stays.
-    >>> num_offered_next(32, 0.1), num_offered_next(32, 0.0001)
-    (512, 32)
+    >>> num_offered_next(32, 0.01), num_offered_next(32, 0.0001)
+    (64, 32)
     """
-    if left <= _TOO_MUCH:
-        return num_offered
-    return min((16 if left > 16 * _TOO_MUCH else 4) * num_offered, 2**20)
+    return min((8 if left > 100 * _TOO_MUCH else 2) * num_offered, 2**20) if left > _TOO_MUCH else num_offered
 
 
 def ranks_by_step(

@@ -175,6 +175,7 @@ class Round(Generic[T]):
         if self._rank == donor:
             for rank in bare:
                 own[rank].append((self._rank, 0, _SPARE, samples[0]))
+        self._desk.last_sample[:] = samples[-1:] or self._desk.last_sample  # all of them may go to other ranks
         held, error = self._exchange(own) if is_moving or bare else (own[self._rank], None)
         try:
             batches = self._by_step(held, num_steps)

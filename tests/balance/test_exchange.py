@@ -222,6 +222,17 @@ def test_padded_costs_are_evened_out_by_counts() -> None:
     assert outs[0][0].planned_costs == (64.0, 28.0)
 
 
+def test_a_rank_whose_only_sample_moved_away_has_a_copy_to_work_on() -> None:
+    """Of 9, 1 and 1 in one step of three ranks, padded: 9 alone, both 1s together, and nothing for rank 2."""
+
+    def work(line: Line) -> list[RankBatch[int]]:
+        source, cost = IterableSource([[9], [1], [1]][line.rank]), CostModel(linear=0.0, quadratic=1.0, padded=True)
+        return list(BalancedExchange(source, length=int, batch_size=1, cost=cost, equal_count=False, channel=line))
+
+    outs = on_all_ranks(3, work)
+    assert [(out[0].samples, out[0].is_padding) for out in outs] == [((9,), False), ((1, 1), False), ((1,), True)]
+
+
 def test_an_error_on_one_rank_is_every_ranks_error() -> None:
     def work(line: Line) -> list[Any]:
         def check(sample: Sample) -> bool:
