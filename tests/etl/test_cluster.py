@@ -419,10 +419,10 @@ def test_a_full_disk_for_sorting_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_room_lets_a_run_go_on_that_met_a_full_disk(tmp_path: Path) -> None:
     ids = SynthFeature(name="ids", change=1.0, mean_length=120)
-    source = write_synth(SynthSpec(num_rows=400_000, order="shuffled", features=[ids]), tmp_path / "in.parquet")
+    source = write_synth(SynthSpec(num_rows=250_000, order="shuffled", features=[ids]), tmp_path / "in.parquet")
     with pytest.raises(DiskFullError, match="run the same command again"):
         cluster(job(source, tmp_path / "out", scratch_limit_bytes=2**20))
-    assert cluster(job(source, tmp_path / "out")).num_rows == 400_000
+    assert cluster(job(source, tmp_path / "out")).num_rows == 250_000
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's /dev/full is always full")
