@@ -29,7 +29,7 @@ class OnlineLearning:
     """
 
     def __init__(
-        self, policy: QPolicy, rng: np.random.Generator, *, every: int = 4, lr: float = 3e-5, anchor: float = 0.01
+        self, policy: QPolicy, rng: np.random.Generator, *, every: int = 8, lr: float = 3e-5, anchor: float = 0.01
     ) -> None:
         self._policy, self._rng, self._every, self._lr, self._anchor = policy, rng, every, lr, anchor
         self._home: Weights = {name: array.copy() for name, array in policy.net.weights.items()}
@@ -73,7 +73,7 @@ class OnlineLearning:
         if self._learner is None:
             self._learner = LiveLearner(self._policy.net.weights, lr=self._lr, polyak_rate=0.05)
         assert self._replay is not None
-        batch = self._replay.sample(self._rng, 16, n=_NUM_STEPS, gamma=_GAMMA)
+        batch = self._replay.sample(self._rng, 12, n=_NUM_STEPS, gamma=_GAMMA)
         if batch is None or not batch.weight.any():
             return
         self._learner.step(batch)

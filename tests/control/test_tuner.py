@@ -58,7 +58,7 @@ class Flow:
         ]
 
     def advance(self):
-        rate = min(width / cost for width, cost in zip(self.lives, self.costs, strict=True))
+        rate = min(width / max(cost, 1e-9) for width, cost in zip(self.lives, self.costs, strict=True))
         step_s = 1.0 / min(rate, 8.0 / sum(self.costs))  # 8 cores
         self.clock.now += step_s
         self.items += 1
@@ -176,6 +176,26 @@ def test_a_failing_meter_is_logged_once_and_changes_nothing(caplog):
     assert len(caplog.records) == 1
     assert "training goes on" in caplog.text
     assert flow.targets == [1, 1]
+
+
+def test_a_failing_agent_is_logged_once_and_training_goes_on(caplog):
+    flow = Flow(Clock())
+    agent = make_agent("dqn")
+    agent.policy.wish = lambda *_: 1 / 0
+    with caplog.at_level(logging.ERROR, "lightning_intune"):
+        assert run(tuned(flow, agent=agent), flow, 300) == []
+    assert len(caplog.records) == 1
+    assert flow.targets == [1, 1]
+
+
+def test_a_stage_that_had_nothing_to_do_in_a_turn_keeps_its_width():
+    flow = Flow(Clock())
+    flow.costs[0] = 0.0
+    tuner = tuned(flow, agent=make_agent("dqn"))
+    run(tuner, flow, 600)
+    assert flow.targets[0] == 1
+    assert flow.targets[1] > 4
+    assert not tuner.has_failed
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
