@@ -32,7 +32,7 @@ def measure(quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {"runs": runs, "by_session_mean": {}} | kernel(5 * runs)
     for mean in SESSION_MEANS:
         figures["by_session_mean"][str(mean)] = _at(mean, quick, runs, figures)
-    return figures | quality(16_000 if quick else 120_000, 2 if quick else 5)
+    return figures | quality(8_000 if quick else 40_000, 2 if quick else 5)
 
 
 def _at(mean: int, quick: bool, runs: int, figures: dict[str, Any]) -> dict[str, Any]:

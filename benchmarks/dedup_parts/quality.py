@@ -17,7 +17,7 @@ from lightning_intune.dedup.etl.session_layout import session_bounds
 from lightning_intune.dedup.etl.synth import SynthFeature, SynthSpec, table
 from lightning_intune.flow.transform import ToBatch
 
-BATCH_ROWS, NUM_IDS, DIM, NUM_DENSE = 1024, 300, 8, 2
+BATCH_ROWS, PASSES, NUM_IDS, DIM, NUM_DENSE = 256, 3, 300, 8, 2
 USER, HISTORY, ITEM = ["user0", "user1"], ["history0"], ["item0", "item1"]
 FEATURES = [*USER, *HISTORY, *ITEM]
 PLAN = DedupPlan.of(USER, HISTORY)
@@ -53,29 +53,29 @@ def _model(seed: int) -> DedupDlrm:
 
 
 def quality(num_rows: int, num_seeds: int) -> dict[str, Any]:
-    """`auc` and `log_loss` per seed, on sessions not trained on, and `auc_by_sessions_mixed`, the knob's table."""
+    """`auc` and `log_loss` per seed after three passes, on sessions not trained on; `auc_by_pass` per pass and seed.
+
+    A pass draws a new order. After few steps sessions are behind, as a batch of them holds fewer users.
+    """
     ways = ("shuffled", "clustered", "dedup")
-    figures: dict[str, Any] = {"auc": {way: [] for way in ways}, "log_loss": {way: [] for way in ways}}
-    mixed: dict[str, list[float]] = {}
     rows = _rows(num_rows + num_rows // 4, seed=0)
     bounds = session_bounds(rows.column("session"))
     edge = int(bounds[np.searchsorted(bounds, num_rows)])  # no session is in both parts
     train, test = rows.slice(0, edge), rows.slice(edge)
     bounds = bounds[bounds <= edge]
+    found: dict[str, list[list[tuple[float, float]]]] = {way: [] for way in ways}
     for seed in range(num_seeds):
         rng = np.random.default_rng(seed)
-        by_session = _sessions_shuffled(bounds, rng)
-        orders = {"shuffled": rng.permutation(edge), "clustered": by_session, "dedup": by_session}
-        for way, order in orders.items():
-            auc, loss = _trained(train.take(pa.array(order)), test, seed, dedup=way == "dedup")
-            figures["auc"][way].append(auc)
-            figures["log_loss"][way].append(loss)
-        for batch_rows in (128, 256, 512) if num_seeds > 2 else (256,):
-            auc, _ = _trained(train.take(pa.array(by_session)), test, seed, dedup=True, batch_rows=batch_rows)
-            shuffled, _ = _trained(train.take(pa.array(orders["shuffled"])), test, seed, batch_rows=batch_rows)
-            mixed.setdefault(f"{batch_rows}", []).append(auc - shuffled)
-        mixed.setdefault(f"{BATCH_ROWS}", []).append(figures["auc"]["dedup"][-1] - figures["auc"]["shuffled"][-1])
-    return figures | {"auc_minus_shuffled_by_batch_rows": mixed}
+        by_row = [rng.permutation(edge) for _ in range(PASSES)]
+        by_session = [_sessions_shuffled(bounds, rng) for _ in range(PASSES)]
+        for way in ways:
+            orders = by_row if way == "shuffled" else by_session
+            found[way].append(_trained(train, orders, test, seed, dedup=way == "dedup"))
+    return {
+        "auc": {way: [passes[-1][0] for passes in found[way]] for way in ways},
+        "log_loss": {way: [passes[-1][1] for passes in found[way]] for way in ways},
+        "auc_by_pass": {way: [[auc for auc, _ in passes] for passes in found[way]] for way in ways},
+    }
 
 
 def _sessions_shuffled(bounds: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -84,21 +84,25 @@ def _sessions_shuffled(bounds: npt.NDArray[np.int64], rng: np.random.Generator) 
 
 
 def _trained(
-    train: pa.Table, test: pa.Table, seed: int, *, dedup: bool = False, batch_rows: int = BATCH_ROWS
-) -> tuple[float, float]:
+    train: pa.Table, orders: list[npt.NDArray[np.int64]], test: pa.Table, seed: int, *, dedup: bool
+) -> list[tuple[float, float]]:
+    """AUC and log loss on `test` after each pass over `train`, one for each of `orders`."""
     schema = _schema()
     to_batch = ToBatch(schema, sparse=DedupSparse(schema.sparse, PLAN)) if dedup else ToBatch(schema)
+    whole: Batch = ToBatch(schema)(test)
     model = _model(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005 * (batch_rows / BATCH_ROWS) ** 0.5)
-    trained = Trained(model, as_it_is, optimizer)
-    for begin in range(0, train.num_rows - batch_rows + 1, batch_rows):
-        batch = to_batch(train.slice(begin, batch_rows))
-        trained.step(batch.dense, batch.sparse, batch.labels)
-    with torch.no_grad():
-        whole: Batch = ToBatch(schema)(test)
-        logits = model(whole.dense, whole.sparse).squeeze(1)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, whole.labels.squeeze(1))
-    return auc(logits.numpy(), whole.labels.squeeze(1).numpy()), float(loss)
+    trained = Trained(model, as_it_is, torch.optim.Adam(model.parameters(), lr=0.005))
+    found: list[tuple[float, float]] = []
+    for order in orders:
+        rows = train.take(pa.array(order))
+        for begin in range(0, rows.num_rows - BATCH_ROWS + 1, BATCH_ROWS):
+            batch = to_batch(rows.slice(begin, BATCH_ROWS))
+            trained.step(batch.dense, batch.sparse, batch.labels)
+        with torch.no_grad():
+            logits, labels = model(whole.dense, whole.sparse).squeeze(1), whole.labels.squeeze(1)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        found.append((auc(logits.numpy(), labels.numpy()), float(loss)))
+    return found
 
 
 def auc(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.float32]) -> float:
