@@ -1,0 +1,188 @@
+"""Who takes part: for each engine its settings, and how one of them is opened as an endless stream of batches.
+
+Each engine imports its library when it is opened, so that one that is not installed can be named and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, final
+
+from benchmarks.peers_parts.work import Fused, Work, as_tensors
+
+Batches = Iterator[dict[str, Any]]
+ENDLESS = 1 << 40
+"""Batches: more than any run takes. Each engine counts through them, and `Read` takes the number modulo the data."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One way to feed a trainer."""
+
+    name: str
+    package: str
+    """What to install for it."""
+    settings: Callable[[Work, tuple[int, ...]], list[str]]
+    """(workload, widths to sweep) -> the settings worth trying, the engine's own tuner among them."""
+    open: Callable[[Work, str], AbstractContextManager[Batches]]
+
+
+@contextmanager
+def plain(work: Work, _: str) -> Generator[Batches]:
+    """A loop in the trainer's own thread: what nothing costs."""
+    fused = Fused(work, tensors=True)
+    yield (fused(index) for index in count())
+
+
+@contextmanager
+def dataloader(work: Work, setting: str) -> Generator[Batches]:
+    """The DataLoader of torch over a map-style data set of whole batches."""
+    from torch.utils.data import DataLoader, Dataset
+
+    class Batched(Dataset[dict[str, Any]]):
+        def __init__(self) -> None:
+            self.fused = Fused(work, tensors=True)
+
+        def __len__(self) -> int:
+            return 1 << 20
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return self.fused(index)
+
+    width = _number(setting)
+    yield iter(DataLoader(Batched(), batch_size=None, num_workers=width, prefetch_factor=2))
+
+
+@contextmanager
+def torchdata(work: Work, setting: str) -> Generator[Batches]:
+    """torchdata.nodes: one fused parallel stage, or one per function."""
+    from torchdata.nodes import IterableWrapper, ParallelMapper, Prefetcher
+
+    shape, width = setting.split("=")[0], _number(setting)
+    node: Any = IterableWrapper(range(ENDLESS))
+    if shape == "stages":
+        node = ParallelMapper(node, work.read, num_workers=width, method="thread")
+        node = ParallelMapper(node, _Then(work), num_workers=max(1, width // 2), method="thread")
+    else:
+        method = "process" if shape == "processes" else "thread"
+        node = ParallelMapper(
+            node,
+            Fused(work, tensors=True),
+            num_workers=width,
+            method=method,
+            multiprocessing_context="forkserver",  # fork hangs: Arrow has threads by now
+        )
+    yield iter(Prefetcher(node, 2))
+
+
+@contextmanager
+def spdl(work: Work, setting: str) -> Generator[Batches]:
+    """SPDL's pipeline: a stage per function, threads of one pool; or a pool of processes for the fused work."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from spdl.pipeline import PipelineBuilder
+
+    shape, width = setting.split("=")[0], _number(setting)
+    builder = PipelineBuilder().add_source(range(ENDLESS))
+    if shape == "processes":
+        with ProcessPoolExecutor(width, mp_context=get_context("forkserver")) as pool:
+            piped = builder.pipe(Fused(work, tensors=False), executor=pool, concurrency=width, output_order="input")
+            pipeline = piped.add_sink(2).build(num_threads=2)
+            with pipeline.auto_stop():
+                yield map(as_tensors, pipeline.get_iterator())
+        return
+    if shape == "stages":
+        builder = builder.pipe(work.read, concurrency=width, output_order="input")
+        builder = builder.pipe(_Then(work), concurrency=max(1, width // 2), output_order="input")
+    else:
+        builder = builder.pipe(Fused(work, tensors=True), concurrency=width, output_order="input")
+    pipeline = builder.add_sink(2).build(num_threads=2 * width)
+    with pipeline.auto_stop():
+        yield iter(pipeline.get_iterator())
+
+
+@contextmanager
+def grain(work: Work, setting: str) -> Generator[Batches]:
+    """Grain's lazy data set: reading threads, or processes."""
+    import grain.python as pygrain
+
+    shape, width = setting.split("=")[0], _number(setting)
+    source = pygrain.MapDataset.range(1 << 30).map(Fused(work, tensors=shape == "threads"))
+    threads = 1 if shape == "processes" else width
+    stream = source.to_iter_dataset(pygrain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if shape == "processes":
+        stream = stream.mp_prefetch(pygrain.MultiprocessingOptions(num_workers=width, per_worker_buffer_size=2))
+    yield iter(stream)
+
+
+@contextmanager
+def tfdata(work: Work, setting: str) -> Generator[Batches]:
+    """tf.data over `numpy_function`, at a fixed parallelism or its own AUTOTUNE."""
+    import tensorflow as tf
+
+    names = [name for name, _ in work.arrays]
+    kinds = [tf.as_dtype(kind) for _, kind in work.arrays]
+    read = Fused(work, tensors=False)
+
+    def load(index: Any) -> Any:
+        return tf.numpy_function(lambda number: [read(number)[name] for name in names], [index], kinds)
+
+    width = tf.data.AUTOTUNE if setting == "autotune" else _number(setting)
+    stream = tf.data.Dataset.range(ENDLESS).map(load, num_parallel_calls=width, deterministic=True).prefetch(width)
+    yield (dict(zip(names, arrays, strict=True)) for arrays in stream.as_numpy_iterator())
+
+
+@contextmanager
+def ray_data(work: Work, setting: str) -> Generator[Batches]:
+    """Ray Data on a local cluster of as many CPUs as it is told; a row of its data set is a batch of ours."""
+    import ray
+
+    width = _number(setting)
+    ray.init(num_cpus=width + 1, include_dashboard=False, configure_logging=True, log_to_driver=False)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        fused = Fused(work, tensors=False)
+        numbers = ray.data.range(1 << 12, override_num_blocks=1 << 12)
+        rows = numbers.map(lambda row: fused(row["id"]), compute=ray.data.TaskPoolStrategy(size=width))
+        yield iter(rows.iter_rows())
+    finally:
+        ray.shutdown()
+
+
+@final
+class _Then:
+    """The second stage, with tensors out of it."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, table: Any) -> dict[str, Any]:
+        return as_tensors(self.work.transform(table))
+
+
+def _number(setting: str) -> int:
+    return int(setting.split("=")[1])
+
+
+def _shapes(*shapes: str) -> Callable[[Work, tuple[int, ...]], list[str]]:
+    return lambda _, widths: [f"{shape}={width}" for shape in shapes for width in widths]
+
+
+def _tf_settings(_: Work, widths: tuple[int, ...]) -> list[str]:
+    return [*(f"threads={width}" for width in widths), "autotune"]
+
+
+PEERS = (
+    Engine(name="dataloader", package="torch", settings=_shapes("workers"), open=dataloader),
+    Engine(name="torchdata", package="torchdata", settings=_shapes("threads", "stages", "processes"), open=torchdata),
+    Engine(name="spdl", package="spdl-core", settings=_shapes("threads", "stages", "processes"), open=spdl),
+    Engine(name="grain", package="grain", settings=_shapes("threads", "processes"), open=grain),
+    Engine(name="tfdata", package="tensorflow-cpu", settings=_tf_settings, open=tfdata),
+    Engine(name="ray", package="ray", settings=_shapes("tasks"), open=ray_data),
+)
+PLAIN = Engine(name="plain", package="torch", settings=lambda *_: ["loop"], open=plain)
