@@ -113,7 +113,7 @@ class Agent:
         """The chosen stages [B, N] cost something else from now on: as after a shift."""
         if self.knowledge is not None and self.knowledge.last_widths.shape == stages.shape:
             self.knowledge.model.reset_stages(stages)
-            self.knowledge.wake(stages.any(1))
+            self.knowledge.wake(np.logical_or.reduce(stages, axis=1))
 
     def size(self, num_pipelines: int, num_stages: int) -> Knowledge:
         """Fresh knowledge for that many pipelines and stages; `decide` does so by itself."""
