@@ -22,7 +22,7 @@ from lightning_intune.control.widths_file import load_widths, save_widths
 from lightning_intune.datamodule import follow
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
-from lightning_intune.report import layout, limits, scalars, stage_figure, table
+from lightning_intune.report import Findings, findings, layout, limits, scalars, stage_figure, table
 
 _log = logging.getLogger("lightning_intune")
 
@@ -73,6 +73,7 @@ class InTuneCallback(Callback):
         self._file: DecisionLog | None = None
         self.history: list[Decision] = []
         self._last: dict[str, Decision] = {}  # by loader
+        self._found: dict[str, Decision | Findings] = {}  # likewise, when training has ended
         self._bar: Any = None
         self._settings = {"agent": agent, "objective": objective, "turn_interval_s": str(turn_interval_s), "seed": seed}
         # A tuner without stages: settings that make no sense raise ConfigError now.
@@ -92,6 +93,7 @@ class InTuneCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.history.clear()
         self._last.clear()
+        self._found.clear()
         found = {name: _Meters(loader) for name, loader in _elastic(trainer.train_dataloader).items()}
         for meters in found.values():
             follow(meters.loader, trainer)
@@ -126,11 +128,13 @@ class InTuneCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._file is not None and self._tuned:
             save_widths(self._file.folder / "intune_widths.yaml", self.widths)
+        self._found = self._found_now()
         self._shutdown()
-        for name, decision in self._last.items():
-            rank_zero_info(f"InTuneCallback: what {name or 'the loader'} did in its last turn\n{table(decision)}")
+        for name, found in self._found.items():
+            span = "its last turn" if name in self._last else "this run, which was shorter than one turn"
+            rank_zero_info(f"InTuneCallback: what {name or 'the loader'} did in {span}\n{table(found)}")
             for logger in _tensorboards(trainer):
-                _write_summary(logger, name, decision, trainer.global_step)
+                _write_summary(logger, name, found, trainer.global_step)
         for logger in _tensorboards(trainer):
             self._write_hyperparameters(logger)
 
@@ -183,9 +187,19 @@ class InTuneCallback(Callback):
         return tuner
 
     def report(self) -> str:
-        """The last turn of each loader: its stages, what limits, what to do next."""
-        texts = [f"{name}\n{table(decision)}" if name else table(decision) for name, decision in self._last.items()]
+        """The last turn of each loader, or a run shorter than one: its stages, what limits, what to do next."""
+        found: Mapping[str, Decision | Findings] = self._found or self._last
+        texts = [f"{name}\n{table(shown)}" if name else table(shown) for name, shown in found.items()]
         return "\n\n".join(texts) or "No turn was measured: the run was shorter than one turn."
+
+    def _found_now(self) -> dict[str, Decision | Findings]:
+        found: dict[str, Decision | Findings] = {}
+        for name, (meters, _) in self._tuned.items():
+            if name in self._last:
+                found[name] = self._last[name]
+            elif (whole := meters.whole()).num_batches > 0:
+                found[name] = findings(whole, self._budget.read().cpus)
+        return found
 
     def _show_in(self, bar: Any) -> None:
         """Let the progress bar show samples/s, data wait and widths, beside what it shows."""
@@ -251,6 +265,7 @@ class _Meters:
 
     def __init__(self, loader: ElasticLoader[Any]) -> None:
         self.loader = loader
+        self._begun = loader.stats()
         self._lost_s = 0.0
         self._lost: FlowStats | None = None
         self._paused: tuple[float, FlowStats] | None = None
@@ -263,6 +278,10 @@ class _Meters:
         """The meters, less what was counted during pauses."""
         stats = self.loader.stats()
         return stats if self._lost is None else stats.since(self._lost)
+
+    def whole(self) -> FlowStats:
+        """The window from the start of training to here."""
+        return self.read().since(self._begun)
 
     def pause(self) -> None:
         """Training stands still from here on."""
@@ -283,11 +302,11 @@ def _tensorboards(trainer: Trainer) -> list[Any]:
     return found if trainer.is_global_zero else []
 
 
-def _write_summary(logger: Any, name: str, decision: Decision, step: int) -> None:
+def _write_summary(logger: Any, name: str, found: Decision | Findings, step: int) -> None:
     head = f"intune/{name}/" if name else "intune/"
-    logger.experiment.add_text(f"{head}summary", f"**Limits: {limits(decision)}**\n\n{table(decision)}", step)
+    logger.experiment.add_text(f"{head}summary", f"**Limits: {limits(found)}**\n\n{table(found)}", step)
     with contextlib.suppress(ImportError):  # a picture of the same; pip install 'lightning-intune[plots]'
-        logger.experiment.add_figure(f"{head}stages", stage_figure(decision), step)
+        logger.experiment.add_figure(f"{head}stages", stage_figure(found), step)
 
 
 def _elastic(loaders: Any) -> dict[str, ElasticLoader[Any]]:

@@ -57,5 +57,5 @@ def test_a_killed_actor_costs_no_item() -> None:
     for n in node:
         out.append(n)
         if len(out) in (20, 60):
-            node._run.interrupt()  # pyright: ignore[reportOptionalMemberAccess] - kills the actors at work
+            node._run.crew.interrupt()  # pyright: ignore[reportOptionalMemberAccess] - kills the actors at work
     assert out == [3 * n for n in range(120)]

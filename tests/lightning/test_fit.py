@@ -279,6 +279,15 @@ def test_epochs_shorter_than_a_turn_are_tuned_though_each_ends_with_a_validation
     assert all(0 <= turn.wait_share <= 1 for turn in callback.history)
 
 
+def test_a_run_shorter_than_a_turn_still_tells_what_limited_it(clicks: Path, schema: Schema, tmp_path: Path) -> None:
+    callback = InTuneCallback(turn_interval_s=1_000.0)
+    fit(tmp_path, InTuneDataModule(schema, str(clicks), batch_size=500), callback)
+    assert not callback.history
+    first_cells = [line.split("|")[1].strip() for line in callback.report().splitlines() if line.startswith("|")]
+    assert first_cells[2:] == ["read", "transform", "prefetch"]
+    assert "samples/s" in callback.report()
+
+
 @pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
 def test_a_failure_in_validation_stops_the_workers_of_both_loaders(
     error: type[BaseException], clicks: Path, schema: Schema, tmp_path: Path
