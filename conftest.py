@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from collections.abc import Iterator
 # Before torch or pyarrow is imported: tests count the pipeline's own threads, and two cores are few.
 for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
+
+# A shell without job control starts what it puts in the background deaf to Ctrl-C; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a test tells nobody that it ran
 
