@@ -2,7 +2,8 @@
 
 Times are CPU seconds of one thread, so that other work on the machine disturbs them least; rivals alternate within one
 run. Every training ratio is against the cheaper of our own plain path and TorchRec's DLRM on the expanded batch;
-`vs_vbe` is against TorchRec 1.8's own handling of `inverse_indices`, a weak rival on CPU. The plan is chosen by
+`vs_vbe` is against TorchRec 1.8's own handling of `inverse_indices`, a weak rival on CPU;
+an unsharded EmbeddingCollection ignores them, so for `sequence` that figure is the plain path's. The plan is chosen by
 `plan_for` from the data, as a user would: where sessions have one row it deduplicates nothing.
 """
 

@@ -13,32 +13,15 @@ import torch
 import torch.distributed as dist
 
 from lightning_intune.errors import ConfigError
+from lightning_intune.flow.communicator import Communicator
 
 T = TypeVar("T")
 
 _GRACE_S = 2.0  # ranks notice a broken group one after another
 
 
-class Channel(Protocol):
+class Channel(Communicator, Protocol):
     """What `BalancedExchange` asks of the other ranks. Errors are RuntimeErrors that name the rank at fault."""
-
-    @property
-    def rank(self) -> int:
-        """The own rank, from 0."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks there are; with 1 nothing else is called."""
-        ...
-
-    def open(self) -> None:
-        """Called by the consumer before its first item, on every rank at the same place; harmless when called again."""
-        ...
-
-    def gather(self, message: Any) -> list[Any]:
-        """Every rank's message, by rank. Called by one thread at a time, in one order on every rank."""
-        ...
 
     def deal(self, parcels: list[bytes]) -> list[bytes]:
         """`parcels[r]` goes to rank r; what comes back is by sender. Called as `gather` is."""

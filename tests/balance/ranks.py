@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from tests.flow.ranks import at_once
+
 
 class Ranks:
     """What the ranks of one job have in common."""
@@ -46,17 +48,5 @@ class Line:
 
 def on_all_ranks(world_size: int, work: Callable[[Line], Any], ranks: Ranks | None = None) -> list[Any]:
     """`work` on every rank at once; what it returned or raised, by rank."""
-    shared, results = ranks or Ranks(world_size), [None] * world_size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(Line(shared, rank))
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    shared = ranks or Ranks(world_size)
+    return at_once([Line(shared, rank) for rank in range(world_size)], work)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from lightning_intune.flow import EqualSteps, IterableSource, Node
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -49,15 +51,21 @@ class Line:
 
 def on_all_ranks(world_size: int, work: Callable[[Line], Any]) -> list[Any]:
     """`work` on every rank at once; what it returned or raised, by rank."""
-    ranks, results = Ranks(world_size), [None] * world_size
+    ranks = Ranks(world_size)
+    return at_once([Line(ranks, rank) for rank in range(world_size)], work)
+
+
+def at_once(lines: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
+    """`work` on every line, each in a thread of its own; what it returned or raised, in their order."""
+    results: list[Any] = [None] * len(lines)
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Line(ranks, rank))
+            results[rank] = work(lines[rank])
         except Exception as error:  # noqa: BLE001 - the test looks at it
             results[rank] = error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(lines))]
     for thread in threads:
         thread.start()
     for thread in threads:
