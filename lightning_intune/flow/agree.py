@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, TypeVar, final
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.communicator import Communicator, GlooCommunicator
-from lightning_intune.flow.node import BaseNode, Node, State, shut_down
+from lightning_intune.flow.node import BaseNode, Node, State
 from lightning_intune.flow.padding import zero_weight
 from lightning_intune.flow.rank_share import RankShare
 from lightning_intune.flow.run import StoppedError
@@ -192,10 +191,11 @@ class EqualSteps(Node[T]):
         if self._pending is None:
             self._pending = self._begin_window()
         done = self._pending
-        done.thread.join()
+        if not done.ahead.wait():
+            return  # shut down meanwhile, as `_failure` says
         self._pending = None
-        if done.failure is not None:
-            self._failure = done.failure
+        if done.ahead.failure is not None:
+            self._failure = done.ahead.failure
             return
         self._decide(done)
         if not self._is_last:
@@ -233,22 +233,9 @@ class EqualSteps(Node[T]):
         self._num_windows += 1
 
     def _abandon(self, *, must_end: bool) -> None:
-        """Let the round under way come to its end: every rank that took as many items has begun it too."""
         pending, self._pending = self._pending, None
-        if pending is None or not pending.thread.is_alive():
-            return
-        pending.stop()
-        shut_down(self._source)  # releases a pull that waits
-        pending.thread.join(self._join_s)
-        if not pending.thread.is_alive():
-            return
-        text = (
-            f"EqualSteps: after {self._join_s:g} s the other ranks have not come to the window that this one has "
-            "begun. Every rank must take equally many items before it stops or begins anew."
-        )
-        if must_end:
-            raise RuntimeError(text)
-        warnings.warn(text, ResourceWarning, stacklevel=3)
+        if pending is not None:
+            pending.ahead.end(self.sources, self._join_s, must_end=must_end)
 
     def __getstate__(self) -> dict[str, Any]:
         # What runs, and the items held, are this object's own.
