@@ -202,7 +202,8 @@ class Knowledge:
         knows = (self.turns > 0) & reading.is_valid
         base, slope = model.waits()
         expected = model.cpu_s + base + slope * reading.busy
-        seen = np.maximum(reading.busy - reading.run_delay, 0.0) / x[:, None]
+        # A thread that wakes late has waited for a core before it was busy: what it computed is certain.
+        seen = np.maximum(reading.busy - reading.run_delay, reading.cpu) / x[:, None]
         matters = reading.busy > 0.05 * reading.busy.max(1, keepdims=True)
         held = (reading.width == self.last_widths).all(1)
         # After a move costs change by contention alone; only a doubling is then a shift of its own.
