@@ -44,6 +44,10 @@ class StageStats:
     """Measured size of those, 0 until the stage has measured one."""
     item_bytes: float
     """Mean measured size of a finished item, 0.0 until one was measured."""
+    num_retried: int = 0
+    """Times an item was tried again after its function failed, where the stage's `on_error` says so."""
+    num_skipped: int = 0
+    """Items left out after it failed, where `on_error` says so."""
 
     def since(self, before: StageStats) -> StageStats:
         """The same stage with its counters as growth since `before`; gauges stay as they are."""
@@ -65,6 +69,8 @@ class StageStats:
             num_ready=self.num_ready,
             bytes_ready=self.bytes_ready,
             item_bytes=self.item_bytes,
+            num_retried=self.num_retried - before.num_retried,
+            num_skipped=self.num_skipped - before.num_skipped,
         )
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lightning_intune.flow.mix import Mix as Mix
     from lightning_intune.flow.mix import Zip as Zip
     from lightning_intune.flow.node import Node as Node
+    from lightning_intune.flow.on_error import OnError as OnError
+    from lightning_intune.flow.on_error import retry as retry
+    from lightning_intune.flow.on_error import skip as skip
     from lightning_intune.flow.pin import Pin as Pin
     from lightning_intune.flow.pin import PinMemory as PinMemory
     from lightning_intune.flow.repeat import Repeat as Repeat
@@ -41,6 +44,7 @@ __getattr__, __all__ = lazy_names(
         "IterableSource": "lightning_intune.flow.iterable",
         "Mix": "lightning_intune.flow.mix",
         "Node": "lightning_intune.flow.node",
+        "OnError": "lightning_intune.flow.on_error",
         "ParquetSource": "lightning_intune.flow.source",
         "Pin": "lightning_intune.flow.pin",
         "PinMemory": "lightning_intune.flow.pin",
@@ -53,5 +57,7 @@ __getattr__, __all__ = lazy_names(
         "Unbatch": "lightning_intune.flow.batch",
         "Zip": "lightning_intune.flow.mix",
         "from_datapipe": "lightning_intune.flow.adapters.datapipe",
+        "retry": "lightning_intune.flow.on_error",
+        "skip": "lightning_intune.flow.on_error",
     },
 )

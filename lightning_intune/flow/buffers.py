@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any, final
 
 NOTHING = object()
@@ -38,7 +38,7 @@ class Buffer(ABC):
 
     @property
     @abstractmethod
-    def beyond(self) -> Iterable[int]:
+    def beyond(self) -> Set[int]:
         """Numbers above `low` that were delivered already."""
 
     @abstractmethod
@@ -74,7 +74,7 @@ class InOrder(Buffer):
         return number == self.low
 
     @property
-    def beyond(self) -> Iterable[int]:
+    def beyond(self) -> Set[int]:
         return self._skip
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class AnyOrder(Buffer):
         return not self._items
 
     @property
-    def beyond(self) -> Iterable[int]:
+    def beyond(self) -> Set[int]:
         return self._beyond
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, final
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.lanes.lane import LanePool
 from lightning_intune.flow.node import BaseNode
+from lightning_intune.flow.on_error import RAISE, OnError, checked_policy
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.stage import ElasticStage, whole
 from lightning_intune.knobs import Bounds
@@ -44,6 +45,10 @@ class ElasticMapper(ElasticStage[T]):
     per item: it is checked while the consumer waits, so an item that hangs is reported after one to
     two times as long.
 
+    `on_error` says what becomes of an item on which `map_fn` fails: `"raise"`, `retry(3, backoff_s=0.5)`, `"skip"` or
+    `skip(max_share=0.001, quarantine="bad.jsonl")`, or both: `retry(3, then=skip())`. What is skipped is counted
+    (`stats().num_skipped`), in the state too, so that a resumed run neither counts nor leaves it out twice.
+
     Raises ConfigError at construction, StageError (also an instance of the original error's class)
     from `next` in the failed item's place.
 
@@ -73,6 +78,7 @@ class ElasticMapper(ElasticStage[T]):
         min_workers: int = 0,
         max_bytes: int | None = None,
         timeout_s: float | None = None,
+        on_error: OnError | Literal["raise", "skip"] = "raise",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         name = name or str(getattr(map_fn, "__name__", type(map_fn).__name__))
@@ -92,6 +98,7 @@ class ElasticMapper(ElasticStage[T]):
             prebatch=prebatch,
             max_bytes=max_bytes,
             timeout_s=timeout_s,
+            on_error=checked_policy(f"stage '{name}'", on_error),
             tiny_s=_TINY_S if method == "thread" else _TINY_LANE_S,
             join_s=_JOIN_S,
             clock=clock,
@@ -150,6 +157,7 @@ class ElasticPrefetcher(ElasticStage[T]):
             prebatch=None,
             max_bytes=max_bytes,
             timeout_s=None,
+            on_error=RAISE,
             tiny_s=_TINY_S,
             join_s=_JOIN_S,
             clock=clock,

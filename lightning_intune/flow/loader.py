@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,7 @@ class ElasticLoader(Generic[T]):
         set_epoch(self.root, self._epoch)
         self.root.reset(None if self.only_epoch is None else self._first)
         if self._first is None:
-            self._first = self.root.state_dict()
+            self._first = copy.deepcopy(self.root.state_dict())  # held, it would be told what is skipped later
 
     def _resume(self, state: State) -> None:
         self._loaded, self._ahead = None, None

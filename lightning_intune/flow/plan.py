@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning_intune.flow.lanes.lane import LanePool
+from lightning_intune.flow.on_error import RAISE, OnError
 from lightning_intune.flow.stage_meter import StageMeter
 
 _MAX_CLAIM = 64  # items one claim may hold
@@ -33,6 +34,7 @@ class Plan:
     max_bytes: int | None
     """Bound on measured bytes waiting for the consumer; the head of the line is always let in."""
     timeout_s: float | None
+    on_error: OnError = RAISE
     tiny_s: float
     """Items that take less are claimed several together, and wake no second worker by themselves."""
     join_s: float

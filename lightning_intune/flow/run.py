@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, final
 
 from lightning_intune.errors import stage_error
@@ -24,6 +25,7 @@ from lightning_intune.flow.node import BaseNode, State
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.sizes import item_nbytes
 from lightning_intune.flow.stage_meter import StageMeter
+from lightning_intune.flow.triage import Skipped, Triage
 from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker, call, call_in_lane
 
 _MAX_TRIES = 3  # lanes one item may kill
@@ -51,6 +53,7 @@ class Run:
         # What was delivered out of order is told by numbers, which mean nothing if the source may number anew.
         in_order = plan.in_order or not intake.has_fixed_order
         self._buffer: Buffer = (InOrder if in_order else AnyOrder)(intake.low, intake.beyond)
+        self._triage = Triage(plan.on_error, plan.name, state, in_order=in_order, low=intake.low)
         self.gate = Gate()
         self._lock = self.gate.lock
         self.crew = Crew(self, plan, self.gate)
@@ -89,6 +92,9 @@ class Run:
                         break
                     self._wait_for_item()
                 else:
+                    if type(item) is Skipped:
+                        self._leave_out(item)
+                        continue
                     return self._deliver(item)
             self._work_inline()
 
@@ -98,7 +104,7 @@ class Run:
         with self._lock:
             while len(items) < limit:
                 item = self._buffer.peek()
-                if item is NOTHING or type(item) is Failed:
+                if item is NOTHING or type(item) is Failed or type(item) is Skipped:
                     break
                 items.append(self._deliver(item))
         return items
@@ -106,13 +112,20 @@ class Run:
     def state(self) -> State:
         """State after the last item taken."""
         with self._lock:
-            return self._intake.state(self._buffer.low, self._buffer.beyond)
+            return self._intake.state(self._buffer.low, self._buffer.beyond) | self._triage.state()
+
+    def _leave_out(self, skipped: Skipped) -> None:
+        self._triage.leave_out(skipped, num_items=self._buffer.low + len(self._buffer.beyond) + 1)
+        self._meter.num_skipped += 1
+        self._deliver(skipped)
 
     def _deliver(self, item: Any) -> Any:
         if type(item) is Failed:
             raise item.error
         number = self._buffer.pop()
         self._in_flight -= 1
+        if self._triage.remembers:
+            self._triage.came_out(self._buffer.low)
         if self._bytes.is_bounded:
             self._bytes.release(number)
             ring_all(self.gate.has_room)  # even an item of no bytes made another one the head of the line
@@ -151,6 +164,12 @@ class Run:
         for worker in self._workers:
             if worker.phase is BUSY and now_s - worker.since_s >= limit_s:
                 cause = TimeoutError(f"the function has worked for {now_s - worker.since_s:.1f} s")
+                if worker.lane is not None and worker.overdue is None and self._triage.is_for(cause):
+                    worker.overdue = (worker.number, cause)
+                    worker.lane.kill()
+                    continue
+                if worker.overdue is not None and now_s - worker.since_s < 2 * limit_s:
+                    continue  # killed; a lane that cannot be is raised
                 hint = f"Raise timeout_s={limit_s:g} if that is normal for this stage."
                 raise stage_error(self._plan.name, worker.number, cause, hint)
 
@@ -168,6 +187,8 @@ class Run:
         if isinstance(work, list) and work:
             worker.number, item = work[0]
             outcome = item if self._plan.fn is None else call(self._plan.fn, item)
+            if type(outcome) is Failed and self._triage.is_active:
+                outcome = self._treat(worker, work[0], outcome)
             if type(outcome) is Failed and not isinstance(outcome.error, Exception):
                 raise outcome.error  # Ctrl-C, or what a signal's handler raised, in the user's own thread
             self._put(worker, work, [outcome])
@@ -287,11 +308,13 @@ class Run:
             self._in_flight += len(items)
             if snapshot is not None:
                 self._intake.keep(numbers[-1] + 1, snapshot, self._buffer.low)
-            if len(items) == 1:
+            if len(items) == 1 and not self._triage.known:
                 work = [(numbers[0], items[0])]
             else:
-                self._inbox.extend(zip(numbers, items, strict=True))
+                self._take_in(numbers, items)
                 work = self._draw(self._plan.share(self._meter))
+                if not work:
+                    return None if worker is self._inline else self._next_step(worker)
             if self.gate.can_claim:
                 self._pass_on()
             return work
@@ -311,7 +334,7 @@ class Run:
                 self._in_flight += len(items)
                 if snapshot is not None:
                     self._intake.keep(numbers[-1] + 1, snapshot, self._buffer.low)
-                self._inbox.extend(zip(numbers, items, strict=True))
+                self._take_in(numbers, items)
                 is_full = len(self._inbox) >= limit or self._room() <= 0 or len(self._workers) > self._target
                 if hoard.goes_on(began_s, before_s, now_s) and not (is_full or self._failed or self.gate.is_closing):
                     if hoard.open() and self._num_waiting:
@@ -320,6 +343,14 @@ class Run:
                 hoard.close()
                 self._claiming = False
                 return self._share_out(worker)
+
+    def _take_in(self, numbers: Sequence[int], items: list[Any]) -> None:
+        """Into the inbox; but what a pass before a resume has skipped is left out again, unseen."""
+        for number, item in zip(numbers, items, strict=True):
+            if number in self._triage.known:
+                self._hand_over(number, Skipped(number, None))
+            else:
+                self._inbox.append((number, item))
 
     def _share_out(self, worker: Worker) -> Step:
         """The end of a claim into the inbox: a share of it, or what else there is if others took all."""
@@ -365,10 +396,35 @@ class Run:
             )
             return self._put_from_lane(worker, work, outcomes)
         item = work[0][1]
-        return self._put(worker, work, [item if fn is None else call(fn, item)])
+        outcome = item if fn is None else call(fn, item)
+        if type(outcome) is Failed and self._triage.is_active:
+            outcome = self._treat(worker, work[0], outcome)
+        return self._put(worker, work, [outcome])
+
+    def _treat(self, worker: Worker, numbered: tuple[int, Any], outcome: Failed) -> Any:
+        """Outside the lock: what the stage's `on_error` makes of a failure."""
+        number, item = numbered
+        fn, lanes, gate = self._plan.fn, self._plan.lanes, self.gate
+        assert fn is not None
+
+        def again() -> Any:
+            with self._lock:
+                self._meter.num_retried += 1
+                worker.number = number
+                self._meter.settle(worker, BUSY, self._plan.clock())  # a timeout is one try's
+            if lanes is None or worker is self._inline:
+                return call(fn, item)
+            return call_in_lane(worker, lanes, [item], lambda: gate.is_closing, max_tries=_MAX_TRIES)[0]
+
+        return self._triage.treat(number, item, outcome, again, lambda seconds: gate.doze(worker.bell, seconds))
 
     def _put_from_lane(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
         num_done = len(outcomes)
+        if self._triage.is_active:
+            outcomes = [
+                self._treat(worker, numbered, outcome) if type(outcome) is Failed else outcome
+                for numbered, outcome in zip(work, outcomes, strict=False)
+            ]
         if num_done < len(work):  # they were not tiny after all: whoever comes first takes the rest
             with self._lock:
                 self._inbox.extendleft(reversed(work[num_done:]))
@@ -416,7 +472,7 @@ class Run:
 
     def _hand_over(self, number: int, outcome: Any) -> None:
         if type(outcome) is Failed:
-            outcome = Failed(stage_error(self._plan.name, number, outcome.error))
+            outcome = Failed(self._triage.failure(number, outcome.error))
             self._ended = self._failed = True  # nothing after it will be asked for
             ring_all(self.gate.can_claim)
         if self._buffer.put(number, outcome) and self._num_waiting:

@@ -20,6 +20,8 @@ class StageMeter:
     def __init__(self, tiny_s: float) -> None:
         self._tiny_s = tiny_s
         self.num_items = 0
+        self.num_retried = 0
+        self.num_skipped = 0
         self.busy_s = 0.0
         self.starved_s = 0.0
         self.blocked_s = 0.0
@@ -88,4 +90,6 @@ class StageMeter:
             "num_ready": 0,
             "bytes_ready": 0,
             "item_bytes": self.item_bytes,
+            "num_retried": self.num_retried,
+            "num_skipped": self.num_skipped,
         }

@@ -27,13 +27,17 @@ class Worker:
     item pays for two wall-clock readings and nothing else.
     """
 
-    __slots__ = ("_account", "_cpu_clock", "_fn_s", "_schedstat", "bell", "bench", "number", "phase", "since_s")
+    __slots__ = (
+        "_account", "_cpu_clock", "_fn_s", "_schedstat", "bell", "bench", "number", "overdue", "phase", "since_s",
+    )  # fmt: skip
 
     def __init__(self, now_s: float) -> None:
         self.phase = IDLE
         self.since_s = now_s
         self.number = -1
         """Number of the item in work while `phase` is busy."""
+        self.overdue: tuple[int, TimeoutError] | None = None
+        """The item for which its lane was killed, as it took too long, and what to say of it."""
         self.bell = threading.Lock()
         self.bell.acquire()
         self.bench: Bench = deque()
@@ -113,13 +117,17 @@ def call_in_lane(
     A dead lane is replaced and its items tried again.
 
     After a death the items go one by one, so that the one which kills lanes is found and named and
-    the others come through. An item that killed `max_tries` lanes is a `Failed` with LaneDiedError,
-    and so is every item while the run is closing: then it is we who kill.
+    the others come through. An item that killed `max_tries` lanes is a `Failed` with LaneDiedError, one whose lane
+    was killed because it hung (`Worker.overdue`) with TimeoutError, and so is every item while the run is closing:
+    then it is we who kill.
     """
     try:
         return worker.open_lane(pool).run(items, within_s=within_s)
     except LaneDiedError as died:
         worker.drop_lane()
+        overdue, worker.overdue = worker.overdue, None
+        if overdue is not None and overdue[0] == worker.number:
+            return [Failed(overdue[1])]
         if is_closing() or (len(items) == 1 and max_tries <= 1):
             return [Failed(died) for _ in items]
     tries = max_tries - 1 if len(items) == 1 else max_tries

@@ -20,6 +20,7 @@ from lightning_intune.flow import (
     IterableSource,
     Mix,
     Node,
+    OnError,
     Repeat,
     Shuffle,
     Unbatch,
@@ -53,6 +54,13 @@ def passes(n: Any) -> bool:
     return sum(map(ord, str(n))) % 3 > 0
 
 
+def picky(n: Any) -> Any:
+    """Fails for what `passes` turns down."""
+    if not passes(n):
+        raise ValueError(n)
+    return n
+
+
 FUNCTIONS: list[Callable[[Any], Any]] = [triple, none_for_fives, uneven_work]
 
 
@@ -81,6 +89,7 @@ STEPS = st.one_of(
         every=st.integers(1, 4),
         prebatch=st.none() | st.integers(1, 5),
     ),
+    st.builds(Step, kind=st.just("skip"), width=st.integers(0, 6), every=st.integers(1, 4)),
     st.builds(Step, kind=st.just("prefetch"), size=st.integers(1, 8), max_bytes=st.none() | st.integers(1, 400)),
     st.builds(Step, kind=st.just("batch-unbatch"), size=st.integers(1, 5)),
     st.builds(Step, kind=st.just("filter")),
@@ -111,6 +120,9 @@ def build(steps: list[Step], num_items: int) -> Node[Any]:
                 snapshot_frequency=step.every,
                 prebatch=step.prebatch,
             )
+        elif step.kind == "skip":
+            everything = OnError(skip=True, max_share=1.0)
+            node = ElasticMapper(node, picky, step.width, snapshot_frequency=step.every, on_error=everything)
         elif step.kind == "prefetch":
             node = ElasticPrefetcher(node, step.size, max_bytes=step.max_bytes)
         else:
@@ -155,7 +167,7 @@ def sequential(steps: list[Step], num_items: int, epoch: int = 0) -> list[Any]:
     match step.kind:
         case "map":
             return [FUNCTIONS[step.fn](item) for item in items]
-        case "filter":
+        case "filter" | "skip":
             return [item for item in items if passes(item)]
         case "shuffle":
             return shuffled(items, step.size, step.seed, epoch)
@@ -203,7 +215,7 @@ def rewidened(steps: list[Step], rng: random.Random) -> list[Step]:
     """The same graph at other widths, depths and bounds, which resume must not notice."""
     return [
         Step(**{**vars(step), "width": rng.randint(0, 6), "bound": rng.choice([None, 1, 4])})
-        if step.kind == "map"
+        if step.kind in ("map", "skip")
         else step
         for step in steps
     ]

@@ -9,8 +9,8 @@ from itertools import islice
 
 import pytest
 
-from lightning_intune.flow import ElasticMapper, IterableSource
-from tests.flow.graphs import triple
+from lightning_intune.flow import ElasticMapper, IterableSource, OnError, retry
+from tests.flow.graphs import passes, picky, triple
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ray = pytest.importorskip("ray")
@@ -59,3 +59,17 @@ def test_a_killed_actor_costs_no_item() -> None:
         if len(out) in (20, 60):
             node._run.crew.interrupt()  # pyright: ignore[reportOptionalMemberAccess] - kills the actors at work
     assert out == [3 * n for n in range(120)]
+
+
+def test_what_fails_in_actors_is_tried_again_skipped_and_counted_over_a_resume() -> None:
+    state, out = None, list[int]()
+    for cut in (30, None):
+        policy = retry(1, 0.0, then=OnError(skip=True, max_share=1.0))
+        node = ElasticMapper(IterableSource(range(90)), picky, 2, method="ray", on_error=policy)
+        node.reset(state)
+        out += islice(node, cut)
+        state = node.state_dict()
+        node.shutdown()
+    assert state is not None
+    assert out == [n for n in range(90) if passes(n)]
+    assert state["skipped"] == 90 - len(out)
