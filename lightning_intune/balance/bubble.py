@@ -54,9 +54,17 @@ class BubbleMeter:
         if step not in self._planned:
             return
         self._seconds.setdefault(step, {})[rank] = seconds
-        full = sorted(step for step, told in self._seconds.items() if len(told) == self._num_ranks)
-        if len(full) >= self._window:
+        if len(full := self._full()) >= self._window:
             self._close(full)
+
+    def flush(self) -> None:
+        """End the window with what has been told, if that is a step at least: there is no more to come."""
+        if full := self._full():
+            self._close(full)
+
+    def _full(self) -> list[int]:
+        """The steps that all ranks have told."""
+        return sorted(step for step, told in self._seconds.items() if len(told) == self._num_ranks)
 
     def _close(self, steps: list[int]) -> None:
         seconds = np.array([[self._seconds[step][rank] for rank in range(self._num_ranks)] for step in steps])

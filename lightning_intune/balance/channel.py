@@ -57,10 +57,10 @@ class GlooChannel:
     def open(self) -> None:
         if self._group is not None:
             return
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s))
         # Private by name, and what torch's own elastic and checkpoint code uses; there is no public way to it.
         store = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
         self._store = dist.distributed_c10d.PrefixStore(f"lightning_intune/balance/{next(self._numbers)}", store)
+        self._group = self._call(lambda: dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s)))
 
     def gather(self, message: Any) -> list[Any]:
         messages: list[Any] = [None] * self.world_size
@@ -77,12 +77,12 @@ class GlooChannel:
         self._call(lambda: dist.all_to_all_single(received, out, *splits, group=self._group))
         return [part.numpy().tobytes() for part in received.split(splits[0])]
 
-    def _call(self, collective: Callable[[], object]) -> None:
-        assert self._group is not None, "open comes first"
+    def _call(self, collective: Callable[[], T]) -> T:
+        assert self._store is not None, "open comes first"
         self._num_calls += 1
         try:
             self._store.set(f"come/{self.rank}", str(self._num_calls))
-            collective()
+            return collective()
         except Exception as error:
             raise RuntimeError(self._verdict(error)) from error
 

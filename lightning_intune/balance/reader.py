@@ -49,12 +49,14 @@ class ShardReader(Generic[T]):
 
     def read(self, size: int, stopped: threading.Event) -> Block[T]:
         """Up to `size` samples; fewer at the end, on an error, and when `stopped`."""
-        parts = self.parts()
+        parts: list[Part] = []
         base, offset_0 = len(self._parts), self._offset
         samples: list[T] = []
         places: list[tuple[int, int]] = []
         error: Exception | None = None
         try:
+            if not stopped.is_set():
+                parts = self.parts()
             while len(samples) < size and self._source is not None and not stopped.is_set():
                 try:
                     sample = next(self._source)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_intune.balance.bubble import BubbleMeter
 from lightning_intune.balance.channel import Channel
 from lightning_intune.balance.cost import CostModel
-from lightning_intune.balance.division import check_costs
+from lightning_intune.balance.lengths import Lengths
 from lightning_intune.balance.plan import (
     MIN_OFFERED,
     Floats,
@@ -29,12 +28,13 @@ from lightning_intune.balance.plan import (
 from lightning_intune.balance.reader import Block, Part, ShardReader
 from lightning_intune.balance.rules import Rules
 from lightning_intune.balance.share import RankBatch
+from lightning_intune.flow.ahead import Ahead
 from lightning_intune.flow.node import State
 from lightning_intune.flow.run import StoppedError
 
 T = TypeVar("T")
 Observed = tuple[int, float, float, float]
-"""A step's number, its seconds, and the features of what it was computed on."""
+"""A step's number among those of all passes, its seconds, and the features of what it was computed on."""
 
 _SPARE = -1  # the step of a sample that is sent to be copied
 
@@ -45,13 +45,15 @@ class _Report:
     """What a rank tells the others about its block."""
 
     num_samples: int
-    lengths: NDArray[Any]
-    """[n], in mode global; empty in the others."""
+    lengths: Lengths | None
+    """In mode global."""
     total: float
     """Cost of the block, in mode reservoir."""
     offered: Floats
     """Costs of the samples that may be swapped, in mode reservoir."""
     error: str | None
+    is_stopped: bool
+    """Whether that error is only that the rank takes no more steps."""
     has_sample: bool
     """Whether it has, or ever had, a sample to make copies of."""
     parts: list[Part]
@@ -65,7 +67,7 @@ class _Held:
     """What a rank tells the others about the samples it holds after the exchange, by step."""
 
     costs: list[float]
-    counts: list[int]
+    counts: list[float]
     error: str | None
 
 
@@ -80,6 +82,8 @@ class Desk(Generic[T]):
     channel: Channel
     meter: BubbleMeter
     observed: deque[Observed]
+    base: int
+    """Of a step's number among those of all passes, where its number in the epoch begins."""
     last_sample: list[T]
     """The last one seen, if there was one: to make copies of."""
     num_offered: int = MIN_OFFERED
@@ -87,75 +91,80 @@ class Desk(Generic[T]):
 
 @final
 class Round(Generic[T]):
-    """`size` steps being read, planned and exchanged in a thread. All but `stop` is read after the thread's end."""
+    """`size` steps being read, planned and exchanged. All is read after the end of `ahead`.
 
-    def __init__(self, desk: Desk[T], size: int, first_step: int) -> None:
+    A round that is stopped reads nothing, and tells the others so: no rank goes on behind it.
+    """
+
+    def __init__(self, desk: Desk[T], *, size: int, first_step: int, is_stopped: bool = False) -> None:
         self.batches: list[RankBatch[T]] = []
         self.is_last = False
         self.state: State = {}
         """Without `skip`."""
-        self.failure: Exception | None = None
-        self._desk, self._rules, self._size, self._first_step = desk, desk.rules, size, first_step
+        self.is_sound = False
+        """Whether all ranks have come to the end of it, and could go on: none has failed."""
+        self.size = size
+        self._desk, self._rules, self._first_step = desk, desk.rules, first_step
         self._rank, self._num_ranks = desk.channel.rank, desk.channel.world_size
-        self._stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="balanced-exchange", daemon=True)
-        self.thread.start()
+        self.ahead = Ahead(self._work, owner="BalancedExchange", is_stopped=is_stopped)
 
-    def stop(self) -> None:
-        """Read no more; the others are still told."""
-        self._stopped.set()
+    @property
+    def ends_all(self) -> bool:
+        """Whether no rank begins another one behind it."""
+        return self.is_last or self.ahead.failure is not None
 
-    def _run(self) -> None:
-        try:
-            self._work()
-        except Exception as raised:  # noqa: BLE001 - raised in the consumer
-            self.failure = raised
-
-    def _work(self) -> None:
+    def _work(self, stopped: threading.Event) -> None:
         desk, cost_before = self._desk, self._desk.cost.state_dict()
-        block = desk.reader.read(self._size * self._rules.batch_size, self._stopped)
-        report, error, costs = self._report(block)
+        block = desk.reader.read(self.size * self._rules.batch_size, stopped)
+        report, error, costs = self._report(block, stopped)
         reports: list[_Report] = self._gather(report)
-        _raise_failures([told.error for told in reports], error)
+        for rank, told in enumerate(reports):
+            for step, seconds, *_ in told.observed:
+                desk.meter.observe(rank, step, seconds)
+        self.is_sound = all(told.error is None or told.is_stopped for told in reports)
+        _raise_failures([told.error for told in reports], error, [told.is_stopped for told in reports])
+        self.is_sound = False
         self.state = {
             "rules": self._rules.summary(),
             "ranks": [told.parts for told in reports],
-            "size": self._size,
+            "size": self.size,
+            "steps": self._first_step,
             "cost": cost_before,
             "offered": desk.num_offered,
         }
         num_steps = self._rules.num_steps([told.num_samples for told in reports])
-        self.is_last = num_steps < self._size
         desk.cost.coefficients = reports[0].coefficients  # rank 0's: a fit's last bit may differ between machines
         if num_steps > 0:
             self._deliver(block.samples, costs, reports, num_steps)
-        for rank, told in enumerate(reports):
-            for step, seconds, *features in told.observed:
-                desk.meter.observe(rank, step, seconds)
+        for told in reports:
+            for _, seconds, *features in told.observed:
                 if any(features):
                     desk.cost.observe_features((features[0], features[1]), seconds)
+        self.is_last = num_steps < self.size
+        self.is_sound = True
 
     def _gather(self, message: Any) -> list[Any]:
         return [message] if self._num_ranks == 1 else self._desk.channel.gather(message)
 
-    def _report(self, block: Block[T]) -> tuple[_Report, Exception | None, Floats]:
+    def _report(self, block: Block[T], stopped: threading.Event) -> tuple[_Report, Exception | None, Floats]:
         """The block told, the error that came in its place, and the samples' costs."""
         desk, rules, error = self._desk, self._rules, block.error
-        lengths, costs = np.zeros(0, np.uint16), np.zeros(0)
+        lengths, costs = None, np.zeros(0)
         try:
-            lengths = _compact([rules.length(sample) for sample in block.samples])
-            costs = desk.cost(lengths)
+            lengths = Lengths.of(block.samples, rules.length)
+            costs = lengths.costs(desk.cost)
         except Exception as raised:  # noqa: BLE001 - told to the other ranks, and raised in the consumer
             error = error or raised
-        if self._stopped.is_set() and error is None:
-            error = StoppedError("the rank was stopped")
+        if stopped.is_set() and error is None:
+            error = StoppedError("the rank was shut down, or began anew")
         is_reservoir = rules.mode == "reservoir"
         report = _Report(
             num_samples=len(block.samples),
-            lengths=lengths if rules.mode == "global" else lengths[:0],
+            lengths=lengths if rules.mode == "global" else None,
             total=float(costs.sum()) if is_reservoir else 0.0,
             offered=costs[candidates(costs, desk.num_offered)] if is_reservoir else costs[:0],
             error=_words(error),
+            is_stopped=isinstance(error, StoppedError) and stopped.is_set(),
             has_sample=bool(block.samples or desk.last_sample),
             parts=block.parts,
             observed=[desk.observed.popleft() for _ in range(len(desk.observed))],
@@ -194,10 +203,14 @@ class Round(Generic[T]):
         if self._num_ranks == 1 or rules.mode in ("off", "local"):
             return own, False
         if rules.mode == "global":
-            lengths = [told.lengths for told in reports]
-            all_costs = [desk.cost(part) for part in lengths]
+            lengths = [told.lengths for told in reports if told.lengths is not None]
+            all_costs = [part.costs(desk.cost) for part in lengths]
             ranks = ranks_by_step(
-                all_costs, lengths, rules.batch_size, equal_count=rules.equal_count, padded=rules.padded
+                all_costs,
+                [part.values for part in lengths],
+                rules.batch_size,
+                equal_count=rules.equal_count,
+                padded=rules.padded,
             )
             return ranks[self._rank], any((part != rank).any() for rank, part in enumerate(ranks))
         totals = np.array([told.total for told in reports])
@@ -233,7 +246,7 @@ class Round(Generic[T]):
         if self._rules.mode == "global":
             steps = [entry[2] for entry in placed]
         else:
-            costs = desk.cost(_compact([self._rules.length(entry[3]) for entry in placed]))
+            costs = Lengths.of([entry[3] for entry in placed], self._rules.length).costs(desk.cost)
             steps = self._rules.steps_held(costs).tolist()
         batches: list[list[T]] = [[] for _ in range(num_steps)]
         for step, entry in zip(steps, placed, strict=True):
@@ -244,15 +257,16 @@ class Round(Generic[T]):
     def _held(self, batches: list[list[T]], error: Exception | None) -> _Held:
         rules, cost = self._rules, self._desk.cost
         return _Held(
-            costs=[cost.batch_cost([rules.length(sample) for sample in batch]) for batch in batches],
+            costs=[cost.batch_cost(Lengths.of(batch, rules.length).values) for batch in batches],
             counts=[rules.count_of(batch) for batch in batches],
             error=_words(error),
         )
 
     def _batch(self, batch: list[T], step: int, told: list[_Held]) -> RankBatch[T]:
         planned = tuple(held.costs[step] for held in told)
-        self._desk.meter.plan(self._first_step + step, planned)
+        self._desk.meter.plan(self._desk.base + self._first_step + step, planned)
         return RankBatch(
+            step=self._first_step + step,
             samples=tuple(batch or self._desk.last_sample[:1]),
             is_padding=not batch,
             count=told[self._rank].counts[step],
@@ -262,26 +276,24 @@ class Round(Generic[T]):
         )
 
 
-def _raise_failures(errors: Sequence[str | None], own: Exception | None) -> None:
-    """The own error, or one that names the rank that failed."""
+def _raise_failures(
+    errors: Sequence[str | None], own: Exception | None, are_stopped: Sequence[bool] | None = None
+) -> None:
+    """The own error, or one that names the rank that failed, before one that has only stopped."""
     if own is not None:
         raise own
-    for rank, error in enumerate(errors):
-        if error is not None:
-            raise RuntimeError(
-                f"BalancedExchange: rank {rank} failed with {error}, and no rank can go on without it. See that rank's "
-                "own traceback."
+    failed = [rank for rank, error in enumerate(errors) if error is not None]
+    for rank in sorted(failed, key=lambda rank: (are_stopped is not None and are_stopped[rank], rank)):
+        if are_stopped is not None and are_stopped[rank]:
+            raise StoppedError(
+                f"BalancedExchange: rank {rank} was shut down, or began anew, and no rank can go on without it. Every "
+                "rank must take equally many steps; see that rank's own log."
             )
+        raise RuntimeError(
+            f"BalancedExchange: rank {rank} failed with {errors[rank]}, and no rank can go on without it. See that "
+            "rank's own traceback."
+        )
 
 
 def _words(error: Exception | None) -> str | None:
     return None if error is None else f"{type(error).__name__}: {error}"
-
-
-def _compact(lengths: Sequence[float]) -> NDArray[Any]:
-    """Lengths in the smallest unsigned integers that hold them, u16 for most; as they are where not whole."""
-    values = check_costs(np.asarray(lengths, np.float64))
-    whole = values.astype(np.uint64) if (values < 2**63).all() else None
-    if whole is None or (whole != values).any():
-        return values
-    return whole.astype(np.result_type(np.uint8, np.min_scalar_type(int(whole.max(initial=0)))))

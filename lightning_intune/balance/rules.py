@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
@@ -20,8 +21,9 @@ class Rules:
     mode: Mode
     equal_count: bool
     uneven: Literal["pad", "drop"]
-    length: Callable[[Any], float]
-    count: Callable[[Any], int] | None
+    length: Callable[[Any], Any]
+    """A sample's length; or one for each of its rows."""
+    count: Callable[[Any], float] | None
     padded: bool
 
     def __post_init__(self) -> None:
@@ -72,6 +74,12 @@ class Rules:
             return steps_of_equal_cost(costs, self.batch_size)
         return steps_in_order(len(costs), self.batch_size)
 
-    def count_of(self, samples: Sequence[Any]) -> int:
-        """How many samples they count as in the loss."""
-        return len(samples) if self.count is None else sum(int(self.count(sample)) for sample in samples)
+    def count_of(self, samples: Sequence[Any]) -> float:
+        """How many samples they count as in the loss. ValueError for a count that is negative or not finite."""
+        if self.count is None:
+            return len(samples)
+        counts = [self.count(sample) for sample in samples]
+        bad = next((count for count in counts if not 0 <= count < math.inf), None)
+        if bad is not None:
+            raise ValueError(f"count gave {bad} for a sample. Give what it counts in the loss: finite, 0 or more.")
+        return sum(counts)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, final
 T = TypeVar("T")
 
 
-def loss_scale(global_count: int, world_size: int) -> float:
+def loss_scale(global_count: float, world_size: int) -> float:
     """What a rank's *sum* of losses is multiplied by, so that DDP's mean of gradients is that of the global mean loss.
 
     DDP divides the summed gradients by the number of ranks; with counts that vary, the loss must be loss_sum * world /
@@ -29,13 +29,16 @@ class RankBatch(Generic[T]):
     """Never empty: a rank that has none left gets a copy of one, to run the model on for the others' sake."""
     is_padding: bool
     """Whether they are such copies; then `loss_scale` is 0."""
-    count: int
-    """What counts of them: samples, or what the exchange's `count` says (impressions of sessions). 0 for padding."""
-    global_count: int
+    count: float
+    """What counts of them: samples, or what the exchange's `count` says (impressions of sessions, or weights). 0 for
+    padding."""
+    global_count: float
     """The same over all ranks."""
     world_size: int
     planned_costs: tuple[float, ...]
     """By rank, in the cost model's unit, without its `fixed_s`."""
+    step: int = 0
+    """The step's number in the epoch, from 0: the same batch's on every rank."""
 
     def __len__(self) -> int:
         return len(self.samples)

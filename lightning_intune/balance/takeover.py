@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_intune.balance.channel import Channel
 from lightning_intune.balance.cost import CostModel
+from lightning_intune.balance.lengths import Lengths
 from lightning_intune.balance.plan import Ints, steps_in_order, steps_of_held
 from lightning_intune.balance.reader import Block, Part, ShardReader, without
 from lightning_intune.balance.rules import Rules
@@ -53,7 +54,7 @@ def _steps(
     """By saved rank, the step of every sample of its block."""
     if rules.mode in ("off", "global"):
         return {rank: steps_in_order(len(block.samples), rules.batch_size) for rank, block in blocks.items()}
-    costs = {rank: cost([rules.length(sample) for sample in block.samples]) for rank, block in blocks.items()}
+    costs = {rank: Lengths.of(block.samples, rules.length).costs(cost) for rank, block in blocks.items()}
     if rules.mode == "local":
         return {rank: rules.steps_held(part) for rank, part in costs.items()}
     told: list[dict[int, Any]] = channel.gather(costs) if channel.world_size > 1 else [costs]
