@@ -21,6 +21,7 @@ from lightning_intune.flow.communicator import GlooCommunicator
 from lightning_intune.flow.elastic import ElasticMapper, ElasticPrefetcher
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.flow.node import Node
+from lightning_intune.flow.on_error import RAISE, OnError, checked_policy
 from lightning_intune.flow.row_shuffle import RowShuffle
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.flow.transform import ToBatch
@@ -60,6 +61,10 @@ class InTuneDataModule(LightningDataModule):
             `batch.sparse` is then an `InverseKeyedJaggedTensor`, each group's repeated rows stored, and transformed,
             once. Rows keep their order within a row group, so that sessions stay together; batches mix
             `mix_row_groups` of them.
+        on_error: What to do about row groups (`read`) or batches (`transform`) on which a stage fails, as in
+            ``{"read": retry(3)}`` or ``{"read": skip(max_share=0.001, quarantine="bad.jsonl")}``, in YAML
+            ``{read: {retries: 3}}``. Others are raised. Where something may be skipped, an epoch's number of batches is
+            not known beforehand.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -86,6 +91,7 @@ class InTuneDataModule(LightningDataModule):
         filesystem: Any = None,
         filters: Any = None,
         dedup: list[list[str]] | None = None,
+        on_error: dict[str, OnError] | None = None,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -94,6 +100,7 @@ class InTuneDataModule(LightningDataModule):
         self._mix_row_groups = mix_row_groups
         self._max_prefetch_bytes, self._filesystem = max_prefetch_bytes, filesystem
         self._filters = _as_tuples(filters)
+        self._on_error = _checked_policies(on_error or {})
         # A group that names no feature shows here, not after the data is found.
         self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
@@ -163,7 +170,9 @@ class InTuneDataModule(LightningDataModule):
                 f"InTuneDataModule: {source.num_rows} rows over {world_size} ranks do not fill one batch of "
                 f"{self.batch_size} each. Lower batch_size, or use fewer ranks."
             )
-        known = num_batches if self._filters is None else None  # what a filter lets through shows in reading only
+        # What a filter lets through, or fails, shows in reading only.
+        is_known = self._filters is None and not any(policy.skip for policy in self._on_error.values())
+        known = num_batches if is_known else None
         reader = source.reader(dictionaries=True, shuffle_rows=shuffle and self._sparse is None)
         node: Node[Any] = self._stage(source, reader, "read", "thread")
         if shuffle and self._mix_row_groups > 1:
@@ -181,7 +190,14 @@ class InTuneDataModule(LightningDataModule):
     def _stage(self, source: Node[Any], function: Any, name: str, method: Any) -> ElasticMapper[Any]:
         width = self.widths[name]
         return ElasticMapper(
-            source, function, width, method=method, name=name, min_workers=1, max_workers=self._max_workers
+            source,
+            function,
+            width,
+            method=method,
+            name=name,
+            min_workers=1,
+            max_workers=self._max_workers,
+            on_error=self._on_error.get(name, RAISE),
         )
 
     def train_dataloader(self) -> ElasticLoader[Batch]:
@@ -246,6 +262,8 @@ def follow(loader: ElasticLoader[Any], trainer: Trainer) -> None:
     """Let a training loader's state be that of the last batch trained on, and its epochs one where they overfit."""
     loader.follow(TrainerProgress(trainer))
     loader.only_epoch = 0 if getattr(trainer, "overfit_batches", 0) > 0 else None
+    # Resuming behind an epoch's end, Lightning 2.6 loads no state and tells the epoch only after it has called `iter`.
+    loader.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
 
 
 @final
@@ -301,6 +319,16 @@ def _as_tuples(filters: Any) -> Any:
 
 def _splits() -> tuple[str, ...]:
     return ("train", "val", "test", "predict")
+
+
+def _checked_policies(policies: dict[str, OnError]) -> dict[str, OnError]:
+    for name in policies:
+        if name not in _STAGES[:2]:
+            raise ConfigError(
+                f"InTuneDataModule: on_error names the stage '{name}'; those with a function are "
+                f"{', '.join(_STAGES[:2])}. Use those names."
+            )
+    return {name: checked_policy(f"InTuneDataModule: stage '{name}'", policy) for name, policy in policies.items()}
 
 
 def _checked_widths(widths: dict[str, int], max_workers: int) -> dict[str, int]:
