@@ -39,6 +39,8 @@ class GuardSettings:
     """Moves taken back since the last shift after which it rests at the best known widths."""
     patience: int = 9
     """Turns since the last shift after which it does so in any case."""
+    full: float = 0.01
+    """Share of the CPUs that may be idle, and gain that may be foretold, where a fresh pipeline counts as full."""
 
 
 @final
@@ -71,6 +73,7 @@ class Guard:
         why = np.where((wanted == reading.width).all(1), int(Why.HELD), int(Why.MOVED))
         wanted, why = self._avoid_harm(situation, wanted, why, known)
         wanted, why = self._rest(situation, wanted, why)
+        wanted, why = self._hold_full(situation, wanted, why)
         blind = ~reading.is_valid
         wanted = np.where(blind[:, None], np.where(reading.is_stage, reading.width, 0.0), wanted)
         why = np.where(blind, int(Why.BLIND), why)
@@ -114,6 +117,16 @@ class Guard:
         rests = ((self.quiet_turns >= settings.rest_after) | tired) & ~promising
         wanted = np.where(rests[:, None], situation.best_widths, wanted)
         return wanted, np.where(rests, int(Why.RESTING), why)
+
+    def _hold_full(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
+        # A start that keeps all CPUs busy, where the model foretells no gain either: more threads only crowd it. Later
+        # on, when rates have been measured, the policy knows better.
+        reading, full = situation.reading, self.settings.full
+        is_full = reading.cpu_used >= (1.0 - full) * reading.free_cpus
+        is_full &= situation.predicted_proposal < situation.rate * (1.0 + full)
+        holds = is_full & situation.is_fresh & ((wanted - reading.width).sum(1) > 0)
+        wanted = np.where(holds[:, None], reading.width, wanted)
+        return wanted, np.where(holds, int(Why.HELD), why)
 
 
 def fit_memory(reading: Reading, wanted: Floats) -> Floats:

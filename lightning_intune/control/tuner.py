@@ -26,6 +26,9 @@ _log = logging.getLogger("lightning_intune")
 
 Read = Callable[[], FlowStats]
 
+_MIN_FLUSH = 3
+"""Training steps after a resize that belong to the widths before it, at least."""
+
 
 @final
 class Tuner:
@@ -131,17 +134,17 @@ class Tuner:
         self._turn += 1
         if changes:
             self._start = None
-            self._ask(changes, now_s)
+            self._ask(changes, now_s, flush_steps=_MIN_FLUSH + steps_in_buffers(window, changes))
         else:
             self._start = end
             self._timer.measure(now_s)
         return decision
 
-    def _ask(self, widths: Mapping[str, int], now_s: float) -> None:
+    def _ask(self, widths: Mapping[str, int], now_s: float, flush_steps: int = _MIN_FLUSH) -> None:
         for knob in self._knobs:
             if knob.stage in widths:
                 knob.turn(knob.bounds.clip(widths[knob.stage]))
-        self._timer.restart(now_s, flush_steps=3)
+        self._timer.restart(now_s, flush_steps=flush_steps)
 
     def _record(self, now_s: float, window: FlowStats, choice: Choice, lanes: dict[str, str]) -> Decision:
         situation = choice.situation
@@ -199,6 +202,20 @@ class Tuner:
         if list(state["stages"]) == list(known):
             load_agent_state(self._agent, state["agent"])
             self._noise.load_state_dict(state["noise"])
+
+
+def steps_in_buffers(window: FlowStats, changes: Mapping[str, int]) -> int:
+    """Training steps by which the stages' buffers will fill or drain when `changes` come true, by stage.
+
+    Until they are over the rate is not that of the new widths: a shrunk stage delivers what lay ready, and
+    would be remembered as fast. `window` is of the turn before the change.
+    """
+    steps = 0.0
+    for stage in window.stages:
+        if stage.name in changes and stage.num_items > 0:
+            room = stage.max_in_flight * changes[stage.name] / max(1, stage.live_workers)
+            steps += abs(room - stage.num_in_flight) * window.num_batches / stage.num_items
+    return int(min(steps, 1e6))
 
 
 def _checked(knobs: Sequence[Knob], widths: Mapping[str, int]) -> dict[str, int]:

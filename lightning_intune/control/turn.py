@@ -28,7 +28,7 @@ class TurnTimer:
     """Counts training steps and their times in O(1) per step; decides when a turn starts and is due.
 
     A turn starts when the asked widths are live and some steps have flushed what was in flight before,
-    waits at most `interval` for that, and is due after `interval_s` and at least 4 steps (or 6 intervals,
+    waits at most two intervals for that, and is due after `interval_s` and at least 4 steps (or 6 intervals,
     with what there is). With "auto" it is due when the steps seen give a confident rate.
     """
 
@@ -59,7 +59,7 @@ class TurnTimer:
                 self._settle_since = now_s
             self._flush_left -= 1
             waited = now_s - self._settle_since
-            return Phase.STARTS if self._flush_left <= 0 or waited >= self.interval_s else Phase.SETTLING
+            return Phase.STARTS if self._flush_left <= 0 or waited >= 2.0 * self.interval_s else Phase.SETTLING
         step_s = now_s - self._last_s
         self._last_s = now_s
         self._num_steps += 1

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_intune.control.action import HOLD, MOVES, MoveSet
 from lightning_intune.control.best import BestKnown
 from lightning_intune.control.fleet import Fleet
-from lightning_intune.control.guard import fit_memory
+from lightning_intune.control.guard import Guard, Why, fit_memory
 from lightning_intune.control.knowledge import Knowledge
 from lightning_intune.control.physics import memory_bytes
 from lightning_intune.control.worlds import HARD
@@ -85,6 +86,42 @@ def test_a_stage_that_stays_put_can_only_hold():
     legal = moves.legal(still, moves.widths(still))
     assert legal.sum() == legal[..., HOLD].sum()
     assert len(MOVES) == legal.shape[-1]
+
+
+def judged(situation, wanted):
+    num = len(wanted)
+    return Guard(num).judge(situation, wanted, (np.zeros(num), np.zeros(num)))
+
+
+def at_its_start(*, use, gain, turns=0):
+    """Six pipelines after a first turn: `use` of the CPUs busy, the model foretelling `gain` times the rate."""
+    _, situation = played(3, turns=0)
+    reading = replace(situation.reading, cpu_used=use * situation.reading.free_cpus)
+    return replace(situation, reading=reading, predicted_proposal=gain * situation.rate, turns=np.full(6, float(turns)))
+
+
+def test_a_start_that_fills_the_cpus_is_not_widened():
+    situation = at_its_start(use=1.0, gain=1.005)
+    verdict = judged(situation, situation.reading.width + 1)
+    np.testing.assert_array_equal(verdict.widths, situation.reading.width)
+    assert (verdict.why == Why.HELD).all()
+
+
+@pytest.mark.parametrize("other", [{"use": 0.9}, {"gain": 1.2}, {"turns": 5}], ids=str)
+def test_a_start_that_may_gain_is_widened(other):
+    situation = at_its_start(**{"use": 1.0, "gain": 1.005} | other)
+    wanted = situation.reading.legal(situation.reading.width + 1)
+    verdict = judged(situation, wanted)
+    moved = (verdict.widths == wanted).all(1) | (verdict.why == Why.MEMORY)
+    assert moved.all()
+    assert (verdict.why == Why.MOVED).any()
+
+
+def test_a_start_that_fills_the_cpus_may_still_be_narrowed():
+    situation = at_its_start(use=1.0, gain=1.0)
+    wide = replace(situation, reading=replace(situation.reading, width=situation.reading.width * 3))
+    verdict = judged(wide, situation.reading.width)
+    np.testing.assert_array_equal(verdict.widths, situation.reading.width)
 
 
 def test_one_lucky_turn_is_not_called_best():

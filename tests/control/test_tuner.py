@@ -11,6 +11,8 @@ import torch
 
 from lightning_intune.control import DecisionLog, SimulatedBudget, SimulatedPipeline, Tuner, make_agent
 from lightning_intune.control.budget import BudgetReading
+from lightning_intune.control.tuner import steps_in_buffers
+from lightning_intune.control.turn import Phase, TurnTimer
 from lightning_intune.control.worlds import Ranges
 from lightning_intune.errors import ConfigError
 from lightning_intune.knobs import Bounds, Knob
@@ -147,6 +149,31 @@ def test_a_turn_is_closed_only_when_live_widths_are_the_asked_ones():
         assert tuner.step(flow.read) is None
     for decision in run(tuner, flow, 200):
         assert decision.widths["read"] >= 3
+
+
+def test_what_lay_ready_in_a_shrunk_stage_is_no_rate_of_the_new_widths():
+    flow = Flow(Clock())
+    run(tuned(flow), flow, 30)
+    stats = flow.read()
+    first, second = stats.stages
+    # 40 items in flight at width 20; of width 5 there is room for 10, and an item is half a batch.
+    first = replace(first, num_in_flight=40, max_in_flight=40, live_workers=20, num_items=2 * stats.num_batches)
+    window = replace(stats, stages=(first, second))
+    assert steps_in_buffers(window, {"read": 5}) == 15
+    assert steps_in_buffers(window, {}) == 0
+    # A stage that grows fills its buffers first: from 0 to 32 items that are a batch each.
+    empty = replace(second, num_in_flight=0, max_in_flight=2, live_workers=1, num_items=stats.num_batches)
+    assert steps_in_buffers(replace(stats, stages=(first, empty)), {"decode": 16}) == 32
+
+
+def test_a_turn_begins_when_buffers_have_settled_but_is_not_waited_for_more_than_two_intervals():
+    timer = TurnTimer(0.5)
+    timer.restart(0.0, flush_steps=40)
+    assert [timer.tick(0.01 * step) for step in range(1, 40)] == [Phase.SETTLING] * 39
+    assert timer.tick(0.40) is Phase.STARTS
+    timer.restart(0.0, flush_steps=10**6)
+    assert timer.tick(0.99) is Phase.SETTLING
+    assert timer.tick(1.0) is Phase.STARTS
 
 
 def test_a_pause_is_no_turn():
