@@ -1,35 +1,34 @@
-"""Between training steps: show the meters to the tuner, let it turn the knobs, log what it did."""
+"""Between steps: show the meters to the tuner, let it turn the knobs, log what it did."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 
+from lightning_intune.board import boards, write_hyperparameters, write_page, write_summary
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
 from lightning_intune.control.agents import AgentName
 from lightning_intune.control.reward import Objective
 from lightning_intune.control.widths_file import load_widths, save_widths
 from lightning_intune.datamodule import follow
+from lightning_intune.exporter import Exporter
 from lightning_intune.flow.loader import ElasticLoader
-from lightning_intune.meters import FlowStats
-from lightning_intune.report import Findings, findings, layout, limits, scalars, stage_figure, table
-
-_log = logging.getLogger("lightning_intune")
+from lightning_intune.report import Findings, findings, scalars, table
+from lightning_intune.tuned import TunerSettings
+from lightning_intune.tuned_loaders import TunedLoaders
 
 
 @final
 class InTuneCallback(Callback):
-    """Tunes the stages of the Trainer's elastic loaders while it trains. Results do not change: widths move no data.
+    """Tunes the stages of the Trainer's elastic loaders while it runs. Results do not change: widths move no data.
+
+    Those of validation, test and prediction are tuned too, each by a tuner of its own, under the names `val`, `test`
+    and `predict`; while one of them runs the others stand still, so that each has the whole budget.
 
     Args:
         agent: Who decides: `dqn` (the shipped Q-learning agent), `model` (its service-time model alone), or one of
@@ -42,9 +41,12 @@ class InTuneCallback(Callback):
             `intune_widths.yaml` which it wrote beside its decisions.
         log_decisions: Whether every turn is also appended to `intune_decisions.jsonl` in the run's folder.
         weights: A policy file for `dqn` or `plain_dqn`; None: the shipped one.
-        seed: Of the agent's exploration.
+        seed: Of the agent's exploration; a whole number, 0 or more.
+        metrics_address: `host:port` at which Prometheus, or OpenTelemetry's collector, may ask for the stages' meters
+            while the run lasts, as `127.0.0.1:9400`; ranks of one machine take one port after the other. None: no
+            port is opened. Needs `pip install 'lightning-intune[metrics]'`.
 
-    After `fit`, `history` holds the decisions and `widths` the best widths found.
+    After `fit`, `history` holds the decisions about the training loaders and `widths` the best widths found.
 
     """
 
@@ -59,271 +61,279 @@ class InTuneCallback(Callback):
         log_decisions: bool = True,
         weights: str | None = None,
         seed: int = 0,
+        metrics_address: str | None = None,
     ) -> None:
         super().__init__()
-        self._new_agent: Callable[[], Any] = partial(make_agent, agent, weights=weights, seed=seed)
-        self._new_agent()  # a wrong name or file shows here, not after the data is loaded
-        self._budget = Budget(cpus=cpu_budget, memory_limit_bytes=memory_budget)
-        self._objective: Objective = objective
-        self._turn_interval_s: float | Literal["auto"] = turn_interval_s
-        self._warm_start = load_widths(Path(warm_start)) if isinstance(warm_start, str) else warm_start
-        self._log_decisions, self._seed = log_decisions, seed
-        self._tuned: dict[str, tuple[_Meters, Tuner]] = {}
-        self._loaded: dict[str, Any] = {}
+        self._settings = TunerSettings(
+            new_agent=partial(make_agent, agent, weights=weights, seed=seed),
+            budget=Budget(cpus=cpu_budget, memory_limit_bytes=memory_budget),
+            objective=objective,
+            turn_interval_s=turn_interval_s,
+            seed=seed,
+        )
+        # A wrong name or file shows here, not after the data is loaded; so does what a tuner of no stages refuses.
+        Tuner(agent=self._settings.new_agent(), knobs=[], objective=objective, turn_interval_s=turn_interval_s)
+        self._exporter = None if metrics_address is None else Exporter(metrics_address)
+        warm_start = load_widths(Path(warm_start)) if isinstance(warm_start, str) else warm_start
+        self._tuned = TunedLoaders(self._settings, warm_start)
+        self._training: list[str] = []  # the names of training's loaders
+        self._places: dict[str, list[str | None]] = {}  # those of an evaluation's, in order; None: not elastic
+        self._running: str | None = None  # the loader that an evaluation takes its batches from
+        self._log_decisions = log_decisions
         self._file: DecisionLog | None = None
         self.history: list[Decision] = []
-        self._last: dict[str, Decision] = {}  # by loader
-        self._found: dict[str, Decision | Findings] = {}  # likewise, when training has ended
+        self._unlogged: dict[str, Decision] = {}  # the last of an evaluation's loaders, by name
+        self._found: dict[str, Decision | Findings] = {}  # by loader, when training has ended
         self._bar: Any = None
-        self._settings = {"agent": agent, "objective": objective, "turn_interval_s": str(turn_interval_s), "seed": seed}
-        # A tuner without stages: settings that make no sense raise ConfigError now.
-        Tuner(agent=self._new_agent(), knobs=[], objective=objective, turn_interval_s=turn_interval_s)
+        self._hyperparameters: dict[str, Any] = {
+            "agent": agent,
+            "objective": objective,
+            "turn_interval_s": str(turn_interval_s),
+            "seed": seed,
+        }
 
     @property
     def widths(self) -> dict[str, int]:
-        """The best widths found, by stage, or `loader/stage` with several loaders; the next run's `warm_start`."""
-        return {
-            f"{name}/{stage}" if name else stage: width
-            for name, (_, tuner) in self._tuned.items()
-            for stage, width in tuner.widths.items()
-        }
+        """The best widths found, by stage, those of several loaders as `loader/stage`; the next run's `warm_start`."""
+        return self._tuned.widths
 
-    # ---- Lightning's hooks ----
+    def report(self) -> str:
+        """The last turn of each loader, or a run shorter than one: its stages, what limits, what to do next."""
+        found: Mapping[str, Decision | Findings] = self._found or self._last(list(self._tuned))
+        texts = [f"{name}\n{table(shown)}" if name else table(shown) for name, shown in found.items()]
+        return "\n\n".join(texts) or "No turn was measured: the run was shorter than one turn."
+
+    # ---- training ----
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.history.clear()
-        self._last.clear()
-        self._found.clear()
-        found = {name: _Meters(loader) for name, loader in _elastic(trainer.train_dataloader).items()}
-        for meters in found.values():
-            follow(meters.loader, trainer)
-        self._tuned = {name: (meter, self._tuner(name, meter)) for name, meter in found.items()}
-        if not self._tuned:
+        for kept in (self._tuned, self.history, self._found, self._unlogged):
+            kept.clear()
+        self._training = [name for name in self._tuned.watch("", trainer.train_dataloader) if name is not None]
+        for name in self._training:
+            follow(self._tuned[name].loader, trainer)
+            self._tuned[name].resume()
+        if not self._training:
             rank_zero_warn(
                 "InTuneCallback: the training data comes from no ElasticLoader, so there is nothing to tune. Use "
                 "InTuneDataModule, or change one line: lightning_intune.elastic(your_dataloader)."
             )
+        _begin_resumed_epoch(trainer, [self._tuned[name].loader for name in self._training])
+        self._tuned.watch("val", trainer.val_dataloaders)  # so that the page of charts knows them
         log_dir = trainer.log_dir  # a broadcast: every rank must ask
         if self._log_decisions and trainer.is_global_zero and log_dir is not None:
             self._file = DecisionLog(Path(log_dir) / "intune_decisions.jsonl")
-        for logger in _tensorboards(trainer):
-            for name, (meters, _) in self._tuned.items():
-                logger.experiment.add_custom_scalars(layout(meters.loader.stages, name))
+        for logger in _boards(trainer):
+            write_page(logger, {name: tuned.loader.stages for name, tuned in self._tuned.items()})
         self._show_in(trainer.progress_bar_callback)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name, (meters, tuner) in self._tuned.items():
-            decision = tuner.step(meters.read)
+        for name in self._training:
+            decision = self._tuned[name].step()
             if decision is not None:
-                self._record(trainer, name, decision)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pause()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._resume()
+                self.history.append(decision)
+                self._write(name, decision)
+                self._log_scalars(trainer, name, decision)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._file is not None and self._tuned:
+        if self._file is not None and self._training:
             save_widths(self._file.folder / "intune_widths.yaml", self.widths)
         self._found = self._found_now()
-        self._shutdown()
+        for name in self._training:
+            self._tuned[name].loader.shutdown()
         for name, found in self._found.items():
-            span = "its last turn" if name in self._last else "this run, which was shorter than one turn"
+            has_turns = self._tuned[name].last is not None
+            span = "its last turn" if has_turns else "this run, which was shorter than one turn"
             rank_zero_info(f"InTuneCallback: what {name or 'the loader'} did in {span}\n{table(found)}")
-            for logger in _tensorboards(trainer):
-                _write_summary(logger, name, found, trainer.global_step)
-        for logger in _tensorboards(trainer):
-            self._write_hyperparameters(logger)
+        for logger in _boards(trainer):
+            for name, found in self._found.items():
+                write_summary(logger, name, found, trainer.global_step)
+            write_hyperparameters(logger, self._hyperparameters, self._last(self._training))
+
+    # ---- validation, test and prediction ----
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("val", trainer, trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("test", trainer, trainer.test_dataloaders)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("predict", trainer, trainer.predict_dataloaders)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._advance("val", dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._advance("test", dataloader_idx)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._advance("predict", dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end("val", trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end("test", trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end("predict", trainer)
+
+    def _begin(self, split: str, trainer: Trainer, loaders: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        for name in self._training:
+            self._tuned[name].pause()
+        self._places[split] = self._tuned.watch(split, loaders)
+        self._run_only(next(iter(self._places[split]), None))
+
+    def _advance(self, split: str, place: int) -> None:
+        """A batch of the evaluation's loader number `place` was used; they are used one after the other."""
+        places = self._places.get(split, [])
+        name = places[place] if place < len(places) else None
+        if name != self._running:
+            self._run_only(name)
+        decision = None if name is None else self._tuned[name].step()
+        if decision is not None and name is not None:
+            self._write(name, decision)
+            self._unlogged[name] = decision
+
+    def _end(self, split: str, trainer: Trainer) -> None:
+        if trainer.sanity_checking:
+            return
+        self._run_only(None)
+        for name, decision in self._unlogged.items():
+            self._log_scalars(trainer, name, decision)
+        self._unlogged.clear()
+        for name in self._training:
+            self._tuned[name].resume()
+
+    def _run_only(self, name: str | None) -> None:
+        if self._running is not None:
+            self._tuned[self._running].pause()
+        self._running = name
+        if name is not None:
+            self._tuned[name].resume()
+
+    # ---- the run ----
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._exporter is not None:
+            self._exporter.start(self._loaders, rank=trainer.global_rank, local_rank=trainer.local_rank)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._shutdown()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._shutdown()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the tuners know: widths, weights, replay. Plain numbers and tensors."""
+        return self._tuned.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Taken up by the tuners when their loaders come."""
+        self._tuned.load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_training": [], "_places": {}, "_running": None, "_file": None, "_bar": None}
+
+    def _loaders(self) -> dict[str, ElasticLoader[Any]]:
+        return {name or "train": tuned.loader for name, tuned in self._tuned.items()}
+
+    def _shutdown(self) -> None:
+        """Leave nothing running: workers, the exporter's server, our part of the progress bar."""
+        for loader in self._loaders().values():
+            loader.shutdown()
+        if self._exporter is not None:
+            self._exporter.stop()
         if self._bar is not None:
             self._bar.__dict__.pop("get_metrics", None)
             self._bar = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the tuners know: widths, weights, replay. Plain numbers and tensors."""
-        return {name: tuner.state_dict() for name, (_, tuner) in self._tuned.items()} or self._loaded
+    # ---- what is shown ----
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Taken up by the tuners when training starts."""
-        self._loaded = state_dict
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy (ddp_spawn, notebooks) tunes other loaders; what was learnt goes along.
-        return {**self.__dict__, "_tuned": {}, "_file": None, "_bar": None, "_loaded": self.state_dict()}
-
-    # ---- ours ----
-
-    def _tuner(self, name: str, meters: _Meters) -> Tuner:
-        head = f"{name}/" if name else ""
-        warm_start = {
-            stage.removeprefix(head): width
-            for stage, width in (self._warm_start or {}).items()
-            if not name or stage.startswith(head) or "/" not in stage
-        }
-        tuner = Tuner(
-            agent=self._new_agent(),
-            knobs=meters.loader.knobs,
-            budget=self._budget,
-            objective=self._objective,
-            turn_interval_s=self._turn_interval_s,
-            clock=meters.clock,
-            rng=np.random.default_rng(self._seed),
-            warm_start=warm_start or None,
-        )
-        if name in self._loaded:
-            try:
-                tuner.load_state_dict(self._loaded[name])
-            except (KeyError, ValueError, TypeError) as error:
-                _log.warning(
-                    "InTuneCallback: the checkpoint's tuner state does not fit (%s); tuning starts anew", error
-                )
-        return tuner
-
-    def report(self) -> str:
-        """The last turn of each loader, or a run shorter than one: its stages, what limits, what to do next."""
-        found: Mapping[str, Decision | Findings] = self._found or self._last
-        texts = [f"{name}\n{table(shown)}" if name else table(shown) for name, shown in found.items()]
-        return "\n\n".join(texts) or "No turn was measured: the run was shorter than one turn."
+    def _last(self, names: list[str]) -> dict[str, Decision]:
+        turns = {name: self._tuned[name].last for name in names}
+        return {name: turn for name, turn in turns.items() if turn is not None}
 
     def _found_now(self) -> dict[str, Decision | Findings]:
         found: dict[str, Decision | Findings] = {}
-        for name, (meters, _) in self._tuned.items():
-            if name in self._last:
-                found[name] = self._last[name]
-            elif (whole := meters.whole()).num_batches > 0:
-                found[name] = findings(whole, self._budget.read().cpus)
+        for name, tuned in self._tuned.items():
+            if tuned.last is not None:
+                found[name] = tuned.last
+            elif (whole := tuned.whole()).num_batches > 0:
+                found[name] = findings(whole, self._settings.budget.read().cpus)
         return found
+
+    def _write(self, name: str, decision: Decision) -> None:
+        if self._file is not None:
+            self._file.write(decision, name)
+
+    def _log_scalars(self, trainer: Trainer, name: str, decision: Decision) -> None:
+        values = scalars(decision, name)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
     def _show_in(self, bar: Any) -> None:
         """Let the progress bar show samples/s, data wait and widths, beside what it shows."""
-        if bar is None or not self._tuned:
+        if bar is None or not self._training:
             return
         shown = bar.get_metrics
 
         def get_metrics(trainer: Any, pl_module: Any) -> dict[str, Any]:
             return {**shown(trainer, pl_module), **self._bar_metrics()}
 
-        bar.get_metrics = get_metrics  # the bar's own hook for that, taken back in `teardown`
+        bar.get_metrics = get_metrics  # the bar's own hook for that, taken back in `_shutdown`
         self._bar = bar
 
     def _bar_metrics(self) -> dict[str, str]:
         values: dict[str, str] = {}
-        for name, decision in self._last.items():
+        for name, decision in self._last(self._training).items():
             head = f"{name} " if name else ""
             values[f"{head}samples/s"] = f"{decision.samples_per_s:,.0f}"
             values[f"{head}data wait"] = f"{decision.wait_share:.0%}"
             values[f"{head}widths"] = "/".join(map(str, decision.asked.values()))
         return values
 
-    def _write_hyperparameters(self, logger: Any) -> None:
-        """What this run was set to and what came of it, beside the model's own on the hparams page."""
-        if not self._last:
-            return
-        settings = {f"intune/{key}": value for key, value in self._settings.items()}
-        metrics = {
-            f"intune/final/{key}{'/' + name if name else ''}": float(getattr(decision, key))
-            for name, decision in self._last.items()
-            for key in ("samples_per_s", "wait_share", "roofline_share", "memory_bytes")
-        }
-        logger.log_hyperparams({**dict(logger.hparams), **settings}, metrics)
 
-    def _record(self, trainer: Trainer, name: str, decision: Decision) -> None:
-        self.history.append(decision)
-        self._last[name] = decision
-        values = scalars(decision, name)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
-        if self._file is not None:
-            self._file.write(decision)
-
-    def _pause(self) -> None:
-        for meters, _ in self._tuned.values():
-            meters.pause()
-
-    def _resume(self) -> None:
-        for meters, _ in self._tuned.values():
-            meters.resume()
-
-    def _shutdown(self) -> None:
-        for meters, _ in self._tuned.values():
-            meters.loader.shutdown()
+def _boards(trainer: Trainer) -> list[Any]:
+    return boards(trainer.loggers) if trainer.is_global_zero else []
 
 
-@final
-class _Meters:
-    """A loader's meters and a clock, which both stand still while training does (validation).
+def _begin_resumed_epoch(trainer: Trainer, loaders: list[ElasticLoader[Any]]) -> None:
+    """Behind an epoch's end Lightning 2.6 resumes without loading a loader's state, and has called `iter` already.
 
-    So a turn goes on over validations, and an epoch shorter than a turn is tuned too.
+    What it took then is of epoch 0. A DataModule of ours has told the epoch before; other loaders begin anew here.
     """
-
-    def __init__(self, loader: ElasticLoader[Any]) -> None:
-        self.loader = loader
-        self._begun = loader.stats()
-        self._lost_s = 0.0
-        self._lost: FlowStats | None = None
-        self._paused: tuple[float, FlowStats] | None = None
-
-    def clock(self) -> float:
-        """Seconds of training."""
-        return time.monotonic() - self._lost_s
-
-    def read(self) -> FlowStats:
-        """The meters, less what was counted during pauses."""
-        stats = self.loader.stats()
-        return stats if self._lost is None else stats.since(self._lost)
-
-    def whole(self) -> FlowStats:
-        """The window from the start of training to here."""
-        return self.read().since(self._begun)
-
-    def pause(self) -> None:
-        """Training stands still from here on."""
-        if self._paused is None:
-            self._paused = self.clock(), self.read()
-
-    def resume(self) -> None:
-        """Training goes on: `read` and `clock` continue where `pause` found them."""
-        if self._paused is not None:
-            (paused_s, before), self._paused = self._paused, None
-            self._lost_s = time.monotonic() - paused_s
-            self._lost = self.loader.stats().since(before)
-
-
-def _tensorboards(trainer: Trainer) -> list[Any]:
-    """The TensorBoard loggers of rank 0; by name, as pytorch_lightning's is another class."""
-    found = [logger for logger in trainer.loggers if type(logger).__name__ == "TensorBoardLogger"]
-    return found if trainer.is_global_zero else []
-
-
-def _write_summary(logger: Any, name: str, found: Decision | Findings, step: int) -> None:
-    head = f"intune/{name}/" if name else "intune/"
-    logger.experiment.add_text(f"{head}summary", f"**Limits: {limits(found)}**\n\n{table(found)}", step)
-    with contextlib.suppress(ImportError):  # a picture of the same; pip install 'lightning-intune[plots]'
-        logger.experiment.add_figure(f"{head}stages", stage_figure(found), step)
-
-
-def _elastic(loaders: Any) -> dict[str, ElasticLoader[Any]]:
-    """The elastic loaders among what the Trainer was given, by name; "" for a single one."""
-    found: dict[str, ElasticLoader[Any]] = {}
-
-    def visit(name: str, value: Any) -> None:
-        if isinstance(value, ElasticLoader):
-            found[name] = value
-        elif isinstance(value, Mapping):
-            for key, member in value.items():
-                visit(f"{name}{key}", member)
-        elif isinstance(value, list | tuple):
-            for place, member in enumerate(value):
-                visit(f"{name}{place}", member)
-        elif not isinstance(value, DataLoader) and hasattr(value, "iterables"):
-            visit(name, value.iterables)  # Lightning's CombinedLoader
-
-    visit("", loaders)
-    return found
+    fit = trainer.fit_loop
+    fetcher = fit._data_fetcher  # pyright: ignore[reportPrivateUsage] - nothing public begins an epoch's loaders
+    is_behind_an_epoch = fit.is_resuming and not fit.restarting
+    is_wrong = any(loader.only_epoch is None and loader.epoch != trainer.current_epoch for loader in loaders)
+    if is_behind_an_epoch and is_wrong and fetcher is not None:
+        iter(fetcher)

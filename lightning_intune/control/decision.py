@@ -86,10 +86,10 @@ class DecisionLog:
         """Where the file lies."""
         return self._path.parent
 
-    def write(self, decision: Decision) -> None:
-        """Append one line."""
+    def write(self, decision: Decision, loader: str = "") -> None:
+        """Append one line; `loader` names the loader it is about, "" for training's single one."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(decision.as_dict()) + "\n")
+            file.write(json.dumps({"loader": loader, **decision.as_dict()}) + "\n")
 
 
 def stage_views(names: list[str], choice: Choice) -> tuple[StageView, ...]:

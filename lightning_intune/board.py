@@ -1,0 +1,47 @@
+"""What TensorBoard gets beside scalars: the page of charts, the summary, hyper-parameters with what came of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_intune.control import Decision
+from lightning_intune.report import DecisionLike, Findings, layout, limits, stage_figure, table
+
+_FINAL = ("samples_per_s", "wait_share", "roofline_share", "memory_bytes")
+
+
+def boards(loggers: Iterable[Any]) -> list[Any]:
+    """The TensorBoard loggers among `loggers`; by name, as pytorch_lightning's is another class."""
+    return [logger for logger in loggers if type(logger).__name__ == "TensorBoardLogger"]
+
+
+def write_page(logger: Any, loaders: Mapping[str, Iterable[str]]) -> None:
+    """One page of charts for all `loaders` (name -> stages): of several pages TensorBoard shows the first only."""
+    page: dict[str, Any] = {}
+    for name, stages in loaders.items():
+        page |= layout(stages, name)
+    if page:
+        logger.experiment.add_custom_scalars(page)
+
+
+def write_summary(logger: Any, name: str, found: DecisionLike | Findings, step: int) -> None:
+    """The end-of-fit table as text, and, where matplotlib is, the stages as a figure."""
+    head = f"intune/{name}/" if name else "intune/"
+    logger.experiment.add_text(f"{head}summary", f"**Limits: {limits(found)}**\n\n{table(found)}", step)
+    with contextlib.suppress(ImportError):  # pip install 'lightning-intune[plots]'
+        logger.experiment.add_figure(f"{head}stages", stage_figure(found), step)
+
+
+def write_hyperparameters(logger: Any, settings: Mapping[str, Any], last: Mapping[str, Decision]) -> None:
+    """What this run was set to and what came of it, beside the model's own on the hparams page."""
+    if not last:
+        return
+    metrics = {
+        f"intune/final/{key}{'/' + name if name else ''}": float(getattr(decision, key))
+        for name, decision in last.items()
+        for key in _FINAL
+    }
+    named = {f"intune/{key}": value for key, value in settings.items()}
+    logger.log_hyperparams({**dict(logger.hparams), **named}, metrics)

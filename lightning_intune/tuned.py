@@ -1,0 +1,121 @@
+"""A loader and its tuner, with meters and a clock that stand still while the loader's own phase of the run does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+
+from lightning_intune.control import Decision, Tuner
+from lightning_intune.control.agent import Agent
+from lightning_intune.control.budget import BudgetReading, ReadsBudget
+from lightning_intune.control.reward import Objective
+from lightning_intune.flow.loader import ElasticLoader
+from lightning_intune.meters import FlowStats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TunerSettings:
+    """What every tuner of a run is made from; each has an agent of its own."""
+
+    new_agent: Callable[[], Agent]
+    budget: ReadsBudget
+    objective: Objective
+    turn_interval_s: float | Literal["auto"]
+    seed: int
+
+
+@final
+class TunedLoader:
+    """A loader, its tuner, and what the tuner is shown: time, meters and the machine's use while it runs.
+
+    Between `pause` and `resume` nothing counts, neither time nor what the stages or other jobs did: so a turn goes on
+    over validations, and an epoch shorter than a turn is tuned too. It is paused once made. The training thread's.
+    """
+
+    def __init__(
+        self,
+        loader: ElasticLoader[Any],
+        settings: TunerSettings,
+        *,
+        warm_start: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.loader = loader
+        self.last: Decision | None = None
+        """Of the latest turn."""
+        self._wall = clock
+        self._meters = _Meters(loader, settings.budget, clock)
+        self.tuner = Tuner(
+            agent=settings.new_agent(),
+            knobs=loader.knobs,
+            budget=self._meters,
+            objective=settings.objective,
+            turn_interval_s=settings.turn_interval_s,
+            clock=self._meters.clock,
+            rng=np.random.default_rng(settings.seed),
+            warm_start=warm_start or None,
+        )
+
+    def step(self) -> Decision | None:
+        """A step was made with the loader's batch; a decision where that ended a turn."""
+        decision = self.tuner.step(self._meters.stats)
+        self.last = self.last if decision is None else decision
+        return decision
+
+    def pause(self) -> None:
+        """Its phase stands still from here on."""
+        self._meters.pause()
+
+    def resume(self) -> None:
+        """Its phase goes on where `pause` found it."""
+        self._meters.resume()
+
+    def whole(self) -> FlowStats:
+        """The window from its first `resume` to here."""
+        return self._meters.stats().since(self._meters.begun)
+
+
+@final
+class _Meters:
+    """A loader's meters, the machine's, and a clock, all less what was counted during pauses."""
+
+    def __init__(self, loader: ElasticLoader[Any], budget: ReadsBudget, wall: Callable[[], float]) -> None:
+        self.begun = loader.stats()
+        self._loader, self._budget, self._wall = loader, budget, wall
+        self._lost_s = self._lost_busy_s = 0.0
+        self._lost: FlowStats | None = None
+        self._paused: tuple[float, FlowStats, float] | None = None
+        self.pause()
+
+    def clock(self) -> float:
+        """Seconds of the phase."""
+        return self._wall() - self._lost_s
+
+    def stats(self) -> FlowStats:
+        """The loader's meters."""
+        stats = self._loader.stats()
+        return stats if self._lost is None else stats.since(self._lost)
+
+    def read(self) -> BudgetReading:
+        """The budget, as a tuner reads it: what everybody's jobs used is a counter, and is paused too."""
+        reading = self._budget.read()
+        if reading.host_busy_s <= 0:  # not known
+            return reading
+        return replace(reading, host_busy_s=max(1e-9, reading.host_busy_s - self._lost_busy_s))
+
+    def pause(self) -> None:
+        if self._paused is None:
+            self._paused = self.clock(), self.stats(), self.read().host_busy_s
+
+    def resume(self) -> None:
+        if self._paused is None:
+            return
+        (paused_s, before, busy_s), self._paused = self._paused, None
+        self._lost_s = self._wall() - paused_s
+        self._lost = self._loader.stats().since(before)
+        self._lost_busy_s = self._budget.read().host_busy_s - busy_s
