@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_intune.balance.cost import CostModel
 from lightning_intune.balance.division import check_costs, loads, partition_by_cost
+from lightning_intune.balance.lengths import Lengths
 from lightning_intune.balance.plan import steps_of_equal_cost
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.node import BaseNode, Node, State
@@ -28,8 +29,10 @@ class BalancedBatcher(Node[list[T]]):
     longer than they last. The state is the source's before the reservoir, and a place; a resume pulls it again. It
     needs the same settings; a cost model that was fitted meanwhile needs its own state back as well.
 
-    `length` tells a sample's length and `cost` (default: the length) what that costs. ConfigError for settings that
-    make no batch, ValueError for a length or cost that is negative or NaN.
+    `length` tells a sample's length, or a list with one for each row of a session; `cost` (default: the length) what
+    that costs, rows added up. Where `cost` is padded a budget is one of count times the costliest. `drop_last` leaves
+    out the epoch's last list where it is short. ConfigError for settings that make no batch, ValueError for a length
+    or cost that is negative or NaN.
 
     >>> from lightning_intune.flow.iterable import IterableSource
     >>> list(BalancedBatcher(IterableSource([9, 1, 8, 2]), length=int, batch_size=2, reservoir=4))
@@ -42,11 +45,12 @@ class BalancedBatcher(Node[list[T]]):
         self,
         source: BaseNode[T],
         *,
-        length: Callable[[T], float],
+        length: Callable[[T], Any],
         batch_size: int | None = None,
         max_cost: float | None = None,
         reservoir: int | None = None,
         cost: CostModel | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__(source)
         if (batch_size is None) == (max_cost is None):
@@ -66,6 +70,9 @@ class BalancedBatcher(Node[list[T]]):
         self.reservoir = size - size % batch_size if batch_size is not None else size
         self._source, self._length, self._batch_size, self._max_cost = source, length, batch_size, max_cost
         self._cost = CostModel() if cost is None else cost
+        if drop_last and batch_size is None:
+            raise ConfigError("BalancedBatcher: drop_last=True is for batch_size=: with max_cost= no list is short.")
+        self._drop_last = drop_last
 
     def reset(self, initial_state: State | None = None) -> None:
         super().reset(initial_state)
@@ -109,16 +116,19 @@ class BalancedBatcher(Node[list[T]]):
                 self._ended = True
         if not samples:
             return
-        costs = self._cost([self._length(sample) for sample in samples])
+        costs = Lengths.of(samples, self._length).costs(self._cost)
         steps = self._budgeted(costs) if self._batch_size is None else steps_of_equal_cost(costs, self._batch_size)
         batches: list[list[T]] = [[] for _ in range(int(steps.max()) + 1)]
         for sample, step in zip(samples, steps.tolist(), strict=True):
             batches[step].append(sample)
-        self._batches = [batch for batch in batches if batch]
+        least = self._batch_size if self._drop_last and self._batch_size is not None else 1
+        self._batches = [batch for batch in batches if len(batch) >= least]
 
     def _budgeted(self, costs: np.ndarray) -> np.ndarray:
         """Each sample's batch, as few batches as keep within the budget, those of the earliest samples first."""
         assert self._max_cost is not None
+        if self._cost.padded:
+            return _by_first(_padded_runs(check_costs(costs), self._max_cost))
         alone = check_costs(costs) >= self._max_cost
         rest = np.flatnonzero(~alone)
         batch = np.zeros(len(costs), np.int64)
@@ -129,8 +139,26 @@ class BalancedBatcher(Node[list[T]]):
                 break
             num_batches += 1 + num_batches // 64
         batch[alone] = num_batches + np.arange(int(alone.sum()))
-        _, first, member = np.unique(batch, return_index=True, return_inverse=True)
-        return np.argsort(np.argsort(first))[member]
+        return _by_first(batch)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_batches": [], "_place": 0}
+
+
+def _by_first(batch: np.ndarray) -> np.ndarray:
+    """Batches numbered in the order of their earliest samples."""
+    _, first, member = np.unique(batch, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[member]
+
+
+def _padded_runs(costs: np.ndarray, max_cost: float) -> np.ndarray:
+    """Each sample's batch: runs from the costliest down, as long as count times the costliest stays within."""
+    order = np.argsort(-costs, kind="stable")
+    batch = np.zeros(len(costs), np.int64)
+    begin, number = 0, 0
+    while begin < len(order):
+        largest = costs[order[begin]]
+        size = len(order) if largest == 0 else max(1, int(max_cost * (1 + 1e-9) / largest))
+        batch[order[begin : begin + size]] = number
+        begin, number = begin + size, number + 1
+    return batch

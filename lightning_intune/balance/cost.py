@@ -30,7 +30,7 @@ class CostModel:
     fit is over the last `window` steps, every coefficient 0 or more; steps far off it (a garbage collection, another
     job) count less, and those beyond six standard deviations nothing. With a `function` its scale alone is fitted.
     `padded=True` is for models that pad: a batch then costs as if all its samples were as long as its longest, so
-    B * max(L)**2 with `linear=0, quadratic=1`.
+    B * max(L)**2 with `linear=0, quadratic=1`. With `learns=False` costs stay as given, whatever is observed.
 
     Not thread-safe. `state_dict` is small and holds the measured steps, so a resumed fit goes on as it would have.
 
@@ -47,6 +47,7 @@ class CostModel:
         padded: bool = False,
         window: int = 256,
         min_steps: int = 16,
+        learns: bool = True,
     ) -> None:
         if not (np.isfinite([linear, quadratic]).all() and min(linear, quadratic) >= 0 and linear + quadratic > 0):
             raise ConfigError(
@@ -61,7 +62,7 @@ class CostModel:
         self.scale = 1.0
         """What `function` is multiplied by."""
         self.function, self.padded = function, padded
-        self._min_steps = min_steps
+        self._min_steps, self._learns = min_steps, learns
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=window)  # two features and the seconds
         self._num_seen = 0
 
@@ -98,8 +99,8 @@ class CostModel:
 
     def observe_features(self, features: tuple[float, float], step_s: float) -> None:
         """`observe`, for a batch of which another rank has told the `features`."""
-        if not (np.isfinite(step_s) and step_s > 0):
-            return  # a clock that went back, or a step that was not measured
+        if not (self._learns and np.isfinite(step_s) and step_s > 0):
+            return  # costs are to stay as they are, a clock that went back, or a step that was not measured
         self._steps.append((*features, step_s))
         self._num_seen += 1
         # Often at first, then as the window is renewed: a fit takes some hundred microseconds.

@@ -115,6 +115,9 @@ class Batch:
     """[B, L] float32."""
     weights: Tensor | None = None
     """[B] float32, 0 or more; None: every sample counts alike."""
+    loss_scale: Tensor | None = None
+    """[] float32: where ranks' counts may differ, what the (weighted) sum of losses is multiplied by, so that DDP's
+    mean over the ranks is the global batch's mean; see `lightning_intune.balance.mean_loss`. None: take the mean."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,13 +141,15 @@ class Batch:
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until `stream` has done what was asked of it so far (TorchRec's pipelines ask for it)."""
         self.sparse.record_stream(stream)
-        for tensor in (self.dense, self.labels, self.weights):
+        for tensor in (self.dense, self.labels, self.weights, self.loss_scale):
             if tensor is not None:
                 tensor.record_stream(stream)
 
     def _map(self, function: Callable[[Tensor], Tensor], sparse: KeyedJagged | InverseKeyedJaggedTensor) -> Batch:
         weights = None if self.weights is None else function(self.weights)
-        return Batch(dense=function(self.dense), sparse=sparse, labels=function(self.labels), weights=weights)
+        scale = None if self.loss_scale is None else function(self.loss_scale)
+        labels = function(self.labels)
+        return Batch(dense=function(self.dense), sparse=sparse, labels=labels, weights=weights, loss_scale=scale)
 
     def __repr__(self) -> str:
         weights = "None" if self.weights is None else _shape(self.weights)
@@ -167,12 +172,12 @@ def _unflatten_jagged(leaves: Any, keys: Any) -> KeyedJagged:
 
 
 def _flatten_batch(batch: Batch) -> tuple[list[Any], None]:
-    return [batch.dense, batch.sparse, batch.labels, batch.weights], None
+    return [batch.dense, batch.sparse, batch.labels, batch.weights, batch.loss_scale], None
 
 
 def _unflatten_batch(leaves: Any, _: None) -> Batch:
-    dense, sparse, labels, weights = leaves
-    return Batch(dense=dense, sparse=sparse, labels=labels, weights=weights)
+    dense, sparse, labels, weights, loss_scale = leaves
+    return Batch(dense=dense, sparse=sparse, labels=labels, weights=weights, loss_scale=loss_scale)
 
 
 pytree.register_pytree_node(
