@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import final
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -40,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     arguments = sys.argv[1:] if args is None else list(args)
     _spare_users_noise()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the schema's fields say there what they mean
     try:
         arguments = _imported(arguments)
         if arguments[:1] == ["pretrain"]:

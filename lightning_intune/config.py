@@ -28,10 +28,13 @@ class DenseFeature:
     """
 
     name: str
+    """What the model calls it."""
     column: str | None = None
     """Column of the table; None: the feature's own name."""
     transform: DenseTransform = "none"
+    """`none`, or `log1p` for counts: log(1 + x)."""
     default: float = 0.0
+    """Stands for null, NaN and infinite values, before the transform; in the column's unit."""
 
     def __post_init__(self) -> None:
         _check_choice(f"dense feature '{self.name}'", "transform", self.transform, ("none", "log1p"))
@@ -62,17 +65,19 @@ class SparseFeature:
     """
 
     name: str
+    """The key in `Batch.sparse`."""
     column: str | None = None
     """Column of the table; None: the feature's own name."""
     num_embeddings: int = 0
-    """Rows of the table, 2 or more. 0 with `bucket`: as many as the boundaries need."""
+    """Rows of the embedding table, 2 or more. 0 with `bucket`: as many as the boundaries need."""
     transform: SparseTransform = "hash"
+    """`hash` for anything, `id` for whole numbers 0 to num_embeddings - 2, `bucket` for numbers by `boundaries`."""
     boundaries: Sequence[float] = ()
     """For `bucket`: strictly ascending finite numbers, in the column's unit."""
     seed: int = 0
     """For `hash`: another seed, another spread; 0 or more."""
     embedding_dim: int | None = None
-    """Width of one embedding; None leaves it to the model."""
+    """Numbers in one embedding; None leaves it to the model."""
 
     def __post_init__(self) -> None:
         what = f"sparse feature '{self.name}'"
@@ -128,9 +133,13 @@ class Schema:
     """
 
     dense: Sequence[DenseFeature] = ()
+    """Columns of numbers, in the order of `Batch.dense`."""
     sparse: Sequence[SparseFeature] = ()
+    """Columns of categories, or of lists of them: the keys of `Batch.sparse`."""
     labels: Sequence[str] = ()
+    """Columns of numbers or booleans without nulls: what the model is to predict."""
     weight: str | None = None
+    """Column of how much each sample counts, 0 or more; None: all count alike."""
 
     def __post_init__(self) -> None:
         if isinstance(self.labels, str):

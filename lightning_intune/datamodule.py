@@ -44,14 +44,18 @@ class InTuneDataModule(LightningDataModule):
 
     Args:
         schema: What the columns mean; see `lightning_intune.config.Schema`.
-        train: Files, folders or globs of Parquet for `fit`. Likewise `val`, `test`, `predict`.
+        train: Files, folders or globs of Parquet for `fit`.
+        val: Those for the validation in `fit`, and for `validate`.
+        test: Those for `test`.
+        predict: Those for `predict`.
         batch_size: Rows per batch and rank.
         shuffle: Whether training draws row groups, and rows within them, in a new order every epoch.
-        seed: Of those orders; the same seed gives the same batches at any width.
+        seed: Of those orders, a whole number, 0 or more; the same seed gives the same batches at any width.
         mix_row_groups: From how many row groups at once a shuffled batch draws its rows; they are held in memory.
         drop_last: Whether an epoch's last batch is left out where it is short.
-        widths: Workers by stage to start with, as in ``{"read": 2, "transform": 1, "prefetch": 4}``.
-        max_workers: No stage grows beyond this.
+        widths: Workers by stage to start with, of `prefetch` batches, as in
+            ``{"read": 2, "transform": 1, "prefetch": 4}``.
+        max_workers: No stage grows beyond this many workers, nor `prefetch` beyond as many batches.
         method: Where `transform` runs: `thread`, or `process` for transforms that hold the GIL.
         max_prefetch_bytes: Bound on the bytes of batches kept ready; None bounds their number only.
         filesystem: Where the paths are: Arrow's or fsspec's; None for local paths and URIs.
