@@ -3,57 +3,75 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
-import psutil
 
 from benchmarks.peers_parts.data import folder_of
-from benchmarks.peers_parts.engines import PEERS, Engine
-from benchmarks.peers_parts.ours import OURS
-from benchmarks.peers_parts.work import make_work
+from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
+from benchmarks.peers_parts.measured import measured
+from benchmarks.peers_parts.ours import OURS, setting_of
+from benchmarks.peers_parts.sweep import sweep
+from benchmarks.peers_parts.work import Fused, digest, make_work
 from benchmarks.result import machine, put
 
 _MODULES = {"spdl": "spdl.pipeline", "tfdata": "tensorflow", "dataloader": "torch"}
+_QUICK = {"udf": "processes=2"}  # by workload, where an engine has that shape
+Found = dict[str, Any]
+Round = dict["Entrant", Found]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """An engine, and the work it is given."""
+
+    engine: Engine
+    work: str
+    """As `make_work` names it."""
+
+    def __str__(self) -> str:
+        return f"{self.work} {self.engine.name}"
 
 
 @final
 class Contest:
-    """One workload. `say` gets a line per run, for people who wait."""
+    """One workload. `say` gets a line per run, for people who wait.
 
-    def __init__(self, workload: str, *, quick: bool, say: Any) -> None:
-        self.workload, self._say = workload, say
+    In `sessions` the peers read rows, as their users store them, and take part a second time on our session layout.
+    """
+
+    def __init__(self, workload: str, *, quick: bool, say: Callable[[str], Any]) -> None:
+        self.workload, self._say, self._quick = workload, say, quick
         self._folder = folder_of(32_768 if quick else 262_144)
-        self._work = make_work(workload, self._folder)
-        self._sweep_s, self._run_s = (0.8, 1.0) if quick else (2.5, 4.0)
-        self._warm_up_s, self._tune_s = (0.5, 2.0) if quick else (2.0, 12.0)
-        self._timeout_s = 20.0 if quick else 90.0
+        self._sweep_s, self._run_s = (0.8, 1.0) if quick else (1.0, 3.0)
+        self.warm_up_s, self.tune_s = (0.5, 2.0) if quick else (1.5, 12.0)
+        self._timeout_s = 30.0 if quick else 60.0
         self._rounds = 1 if quick else 5
-        self._widths = (2,) if quick else (1, 2, 4, 8)
+        self._ours_work = "sessions_layout" if workload == "sessions" else workload
+        works = dict.fromkeys((workload, self._ours_work))
+        self._digests = {name: digest(Fused(make_work(name, self._folder), tensors=False)(0)) for name in works}
         self.failures: dict[str, str] = {}
 
     def run(self, names: Sequence[str]) -> dict[str, Any]:
         """The workload's figures, with `names` of the peers."""
         engines = [engine for engine in PEERS if engine.name in names and self._is_there(engine)]
-        swept = {engine.name: self._sweep(engine) for engine in engines}
-        best = {name: max(rates, key=lambda s: rates[s]) for name, rates in swept.items() if rates}
-        best["ours"] = OURS.settings(self._work, self._widths)[0]
-        best["plain"] = "loop"
-        rounds: list[dict[str, dict[str, Any]]] = []
+        swept: dict[Entrant, dict[str, float]] = {}
+        for work in self._digests:
+            for engine in engines:
+                entrant = Entrant(engine=engine, work=work)
+                swept[entrant] = self._quick_choice(engine) if self._quick else self._sweep(entrant)
+        best = {entrant: max(rates, key=lambda s: rates[s]) for entrant, rates in swept.items() if rates}
+        best[Entrant(engine=OURS, work=self._ours_work)] = setting_of(self._ours_work)
+        best |= {Entrant(engine=PLAIN, work=work): "loop" for work in self._digests}
+        rounds: list[Round] = []
         for number in range(self._rounds):
             order = list(best) if number % 2 == 0 else list(reversed(best))
-            found = {name: self._measure(name, best[name], self._run_s) for name in order}
-            rounds.append({name: figures for name, figures in found.items() if figures is not None})
+            found = {entrant: self._measure(entrant, best[entrant], self._run_s, self.warm_up_s) for entrant in order}
+            rounds.append({entrant: figures for entrant, figures in found.items() if figures is not None})
         return self._figures(rounds, best, swept)
 
     def _is_there(self, engine: Engine) -> bool:
@@ -67,67 +85,111 @@ class Contest:
             self._say(f"{engine.name}: {self.failures[engine.name]}")
         return is_there
 
-    def _sweep(self, engine: Engine) -> dict[str, float]:
-        rates = {}
-        for setting in engine.settings(self._work, self._widths):
-            found = self._measure(engine.name, setting, self._sweep_s)
-            if found is not None:
-                rates[setting] = found["rows_per_s"]
-        return rates
+    def _quick_choice(self, engine: Engine) -> dict[str, float]:
+        wanted = _QUICK.get(self.workload, "")
+        shape = wanted.split("=")[0]
+        return {wanted if shape in engine.shapes else f"{engine.shapes[0]}=2": 0.0}
 
-    def _measure(self, name: str, setting: str, seconds: float) -> dict[str, Any] | None:
+    def _sweep(self, entrant: Entrant) -> dict[str, float]:
+        def rate(setting: str) -> float | None:
+            found = self._measure(entrant, setting, self._sweep_s, 0.5)
+            return None if found is None else float(found["rows_per_s"])
+
+        return sweep(entrant.engine, rate)
+
+    def _measure(self, entrant: Entrant, setting: str, seconds: float, warm_up_s: float) -> Found | None:
+        name = entrant.engine.name
         job = {
-            "workload": self.workload,
+            "workload": entrant.work,
             "folder": str(self._folder),
             "engine": name,
             "setting": setting,
             "seconds": seconds,
-            "warm_up_s": self._tune_s if name == "ours" else self._warm_up_s,
+            "warm_up_s": self.tune_s if name == "ours" else warm_up_s,
         }
-        found, error = measured(job, self._timeout_s)
+        found, error = measured("benchmarks.peers_parts.child", job, self._timeout_s)
+        if found is not None and found["digest"] != self._digests[entrant.work]:
+            found, error = None, "its first batch is not the batch that the plain loop makes"
         if found is None:
-            self.failures[f"{name}/{setting}"] = error
-            self._say(f"{self.workload} {name} {setting}: failed: {error}")
+            self.failures[f"{entrant} {setting}"] = error
+            self._say(f"{entrant} {setting}: failed: {error}")
         else:
-            self._say(f"{self.workload} {name} {setting}: {found['rows_per_s']:,.0f} rows/s")
+            self._say(f"{entrant} {setting}: {found['rows_per_s']:,.0f} rows/s")
         return found
 
+    # ---- what came of it ----
+
     def _figures(
-        self, rounds: list[dict[str, dict[str, Any]]], best: dict[str, str], swept: dict[str, dict[str, float]]
+        self, rounds: list[Round], best: dict[Entrant, str], swept: dict[Entrant, dict[str, float]]
     ) -> dict[str, Any]:
-        figures: dict[str, Any] = {"workload": self.workload, "runs": len(rounds), "peers": {}}
-        for name in [name for name in best if name not in ("plain", "ours")]:
-            runs = [found[name] for found in rounds if name in found]
-            entry: dict[str, Any] = {"setting": best[name], "swept_rows_per_s": swept[name]}
-            if runs:
-                _put_run(entry, runs, "best_rows_per_s")
-                figures["peers"][name] = entry
-        ours = [found["ours"] for found in rounds if "ours" in found]
-        if not ours:
+        ours = Entrant(engine=OURS, work=self._ours_work)
+        runs = [found[ours] for found in rounds if ours in found]
+        if not runs:
             raise RuntimeError(f"{self.workload}: our own run failed: {self.failures}")
-        _put_run(figures, ours, "ours_rows_per_s")
-        put(figures, "seconds_to_95pct", [run["seconds_to_95pct"] for run in ours])
-        figures["setting"] = best["ours"]
-        cores = machine()["cores"]
-        roofline = statistics.median(cores / found["plain"]["cpu_s_per_mrow"] * 1e6 for found in rounds)
-        put(figures, "roofline_rows_per_s", [cores / found["plain"]["cpu_s_per_mrow"] * 1e6 for found in rounds])
-        put(figures, "roofline_share", [run["rows_per_s"] / roofline for run in ours])
-        self._ratios(figures, rounds)
+        figures: dict[str, Any] = {"workload": self.workload, "runs": len(rounds), "setting": best[ours]}
+        figures["warm_up_s"] = {"ours": self.tune_s, "peers": self.warm_up_s}
+        _put_run(figures, runs, "ours_rows_per_s")
+        put(figures, "seconds_to_95pct", [run["seconds_to_95pct"] for run in runs])
+        rooflines = self._rooflines(rounds, self._ours_work)
+        put(figures, "roofline_rows_per_s", rooflines)
+        roofline = statistics.median(rooflines)
+        put(figures, "roofline_share", [run["rows_per_s"] / roofline for run in runs])
+        for work in self._digests:
+            suffix = "" if work == self.workload else "_session_layout"
+            peers = {entrant.engine.name: entrant for entrant in swept if entrant.work == work and entrant in best}
+            figures[f"peers{suffix}"] = _peers(rounds, peers, best, swept)
+            _ratios(figures, rounds, ours, peers, suffix)
+        if self.workload == "sessions":
+            put(figures, "roofline_rows_per_s_row_layout", self._rooflines(rounds, "sessions"))
+            _parts(figures)
         figures["failures"] = self.failures
         return figures
 
-    def _ratios(self, figures: dict[str, Any], rounds: list[dict[str, dict[str, Any]]]) -> None:
-        peers = figures["peers"]
-        if not peers:
-            return
-        figures["best_peer"] = max(peers, key=lambda name: peers[name]["best_rows_per_s"])
-        pairs = {"best_peer": figures["best_peer"], "dataloader": "dataloader", "tfdata": "tfdata"}
-        for key, name in pairs.items():
-            both = [found for found in rounds if name in found and "ours" in found]
-            if both:
-                ratios = [found["ours"]["rows_per_s"] / found[name]["rows_per_s"] for found in both]
-                put(figures, f"ratio_{key}", ratios)
-                figures[f"ratio_{key}_ci"] = interval(ratios)
+    def _rooflines(self, rounds: list[Round], work: str) -> list[float]:
+        plain, cores = Entrant(engine=PLAIN, work=work), machine()["cores"]
+        return [cores / found[plain]["cpu_s_per_mrow"] * 1e6 for found in rounds if plain in found]
+
+
+def _peers(
+    rounds: list[Round], peers: dict[str, Entrant], best: dict[Entrant, str], swept: dict[Entrant, dict[str, float]]
+) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for name, entrant in peers.items():
+        runs = [found[entrant] for found in rounds if entrant in found]
+        if runs:
+            entries[name] = {"setting": best[entrant], "swept_rows_per_s": swept[entrant]}
+            _put_run(entries[name], runs, "best_rows_per_s")
+    return entries
+
+
+def _ratios(
+    figures: dict[str, Any], rounds: list[Round], ours: Entrant, peers: dict[str, Entrant], suffix: str
+) -> None:
+    """Ours over the best peer, DataLoader and tf.data, pair by pair."""
+    entries = figures[f"peers{suffix}"]
+    if not entries:
+        return
+    best_peer = max(entries, key=lambda name: entries[name]["best_rows_per_s"])
+    figures[f"best_peer{suffix}"] = best_peer
+    for key, name in {"best_peer": best_peer, "dataloader": "dataloader", "tfdata": "tfdata"}.items():
+        entrant = peers.get(name)
+        pairs = (
+            [(found[ours], found[entrant]) for found in rounds if entrant in found and ours in found] if entrant else []
+        )
+        if pairs:
+            ratios = [mine["rows_per_s"] / theirs["rows_per_s"] for mine, theirs in pairs]
+            put(figures, f"ratio_{key}{suffix}", ratios)
+            figures[f"ratio_{key}{suffix}_ci"] = interval(ratios)
+
+
+def _parts(figures: dict[str, Any]) -> None:
+    """What the layout gives from best peer to best peer, and what the engine gives on top of it."""
+    rows, sessions = figures["peers"], figures["peers_session_layout"]
+    if rows and sessions:
+        best_rows = rows[figures["best_peer"]]["best_rows_per_s"]
+        best_sessions = sessions[figures["best_peer_session_layout"]]["best_rows_per_s"]
+        figures["layout_gain"] = best_sessions / best_rows
+        figures["engine_gain"] = figures["ours_rows_per_s"] / best_sessions
 
 
 def interval(values: Sequence[float]) -> list[float]:
@@ -146,66 +208,3 @@ def _put_run(figures: dict[str, Any], runs: Sequence[dict[str, Any]], key: str) 
     put(figures, "cpu_s", [run["cpu_s_per_mrow"] for run in runs])
     put(figures, "peak_pss_mb", [run["peak_pss_mb"] for run in runs])
     put(figures, "first_batch_s", [run["first_batch_s"] for run in runs])
-
-
-def measured(job: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any] | None, str]:
-    """(what the child found, "") or (None, why not). The child's whole session is ended, whatever happened."""
-    command = [sys.executable, "-m", "benchmarks.peers_parts.child", json.dumps(job)]
-    root = Path(__file__).parent.parent.parent
-    # Files, not pipes: worker processes that a peer leaves behind would hold a pipe open for ever.
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        child = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )
-        peak = _PeakPss(child.pid)
-        try:
-            child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None, f"no figures after {timeout_s:.0f} s"
-        finally:
-            peak_mb = peak.stop()
-            end_session(child.pid)
-            child.wait()
-        lines = [_lines(file) for file in (out, err)]
-    if child.returncode != 0 or not lines[0]:
-        return None, (lines[1] or [f"exit {child.returncode}"])[-1]
-    return json.loads(lines[0][-1]) | {"peak_pss_mb": peak_mb}, ""
-
-
-def _lines(file: IO[str]) -> list[str]:
-    file.seek(0)
-    return file.read().strip().splitlines()
-
-
-def end_session(pid: int) -> None:
-    """End every process of the session that `pid` leads: Ray and multiprocessing leave some behind."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == pid:
-                process.kill()
-
-
-@final
-class _PeakPss:
-    """Watches a process tree's proportional set size from outside, twice a second."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._peak_mb, self._done = pid, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            total = 0
-            with suppress(psutil.Error):
-                me = psutil.Process(self._pid)
-                for process in (me, *me.children(recursive=True)):
-                    with suppress(psutil.Error):
-                        total += process.memory_full_info().pss
-            self._peak_mb = max(self._peak_mb, total / 2**20)
-
-    def stop(self) -> float:
-        """End the watch; the peak in MiB."""
-        self._done.set()
-        self._thread.join()
-        return self._peak_mb

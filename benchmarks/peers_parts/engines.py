@@ -14,6 +14,9 @@ from typing import Any, final
 from benchmarks.peers_parts.work import Fused, Work, as_tensors
 
 Batches = Iterator[dict[str, Any]]
+_RAY_STORE_BYTES = 4 << 30
+WIDTHS = (2, 4, 8, 1)
+"""What every shape is swept over, and beyond while the widest is the best: see `sweep`."""
 ENDLESS = 1 << 40
 """Batches: more than any run takes. Each engine counts through them, and `Read` takes the number modulo the data."""
 
@@ -26,8 +29,11 @@ class Engine:
     name: str
     package: str
     """What to install for it."""
-    settings: Callable[[Work, tuple[int, ...]], list[str]]
-    """(workload, widths to sweep) -> the settings worth trying, the engine's own tuner among them."""
+    shapes: tuple[str, ...] = ()
+    """Ways to lay it out, each of which has a width: `shape=width` is a setting."""
+    fixed: tuple[str, ...] = ()
+    """Settings without a width, such as its own tuner."""
+    widths: tuple[int, ...] = WIDTHS
     open: Callable[[Work, str], AbstractContextManager[Batches]]
 
 
@@ -129,8 +135,12 @@ def tfdata(work: Work, setting: str) -> Generator[Batches]:
     kinds = [tf.as_dtype(kind) for _, kind in work.arrays]
     read = Fused(work, tensors=False)
 
+    def arrays_of(number: int) -> list[Any]:
+        found = read(number)
+        return [found[name] for name in names]
+
     def load(index: Any) -> Any:
-        return tf.numpy_function(lambda number: [read(number)[name] for name in names], [index], kinds)
+        return tf.numpy_function(arrays_of, [index], kinds)
 
     width = tf.data.AUTOTUNE if setting == "autotune" else _number(setting)
     stream = tf.data.Dataset.range(ENDLESS).map(load, num_parallel_calls=width, deterministic=True).prefetch(width)
@@ -139,16 +149,31 @@ def tfdata(work: Work, setting: str) -> Generator[Batches]:
 
 @contextmanager
 def ray_data(work: Work, setting: str) -> Generator[Batches]:
-    """Ray Data on a local cluster of as many CPUs as it is told; a row of its data set is a batch of ours."""
-    import ray
+    """Ray Data on a local cluster; a row of its data set is a batch of ours.
 
-    width = _number(setting)
-    ray.init(num_cpus=width + 1, include_dashboard=False, configure_logging=True, log_to_driver=False)
+    Its tasks make 16 batches each: one task per batch cost it more than the batch, and a width given by `compute` keeps
+    it from joining reading and mapping, so that it first made all numbers. Blocks of 64 MiB (its own default is 128)
+    bring the first batch sooner.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    shape, width = setting.split("=")[0], _number(setting)
+    ray.init(num_cpus=width + 1, include_dashboard=False, log_to_driver=False, object_store_memory=_RAY_STORE_BYTES)
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context = DataContext.get_current()
+        context.enable_progress_bars, context.target_max_block_size = False, 64 << 20
         fused = Fused(work, tensors=False)
-        numbers = ray.data.range(1 << 12, override_num_blocks=1 << 12)
-        rows = numbers.map(lambda row: fused(row["id"]), compute=ray.data.TaskPoolStrategy(size=width))
+
+        class Mapped:
+            def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+                return fused(row["id"])
+
+        numbers = ray.data.range(1 << 16, override_num_blocks=1 << 12)
+        if shape == "actors":
+            rows = numbers.map(Mapped, compute=ActorPoolStrategy(size=width))
+        else:
+            rows = numbers.map(Mapped().__call__)
         yield iter(rows.iter_rows())
     finally:
         ray.shutdown()
@@ -169,20 +194,12 @@ def _number(setting: str) -> int:
     return int(setting.split("=")[1])
 
 
-def _shapes(*shapes: str) -> Callable[[Work, tuple[int, ...]], list[str]]:
-    return lambda _, widths: [f"{shape}={width}" for shape in shapes for width in widths]
-
-
-def _tf_settings(_: Work, widths: tuple[int, ...]) -> list[str]:
-    return [*(f"threads={width}" for width in widths), "autotune"]
-
-
 PEERS = (
-    Engine(name="dataloader", package="torch", settings=_shapes("workers"), open=dataloader),
-    Engine(name="torchdata", package="torchdata", settings=_shapes("threads", "stages", "processes"), open=torchdata),
-    Engine(name="spdl", package="spdl-core", settings=_shapes("threads", "stages", "processes"), open=spdl),
-    Engine(name="grain", package="grain", settings=_shapes("threads", "processes"), open=grain),
-    Engine(name="tfdata", package="tensorflow-cpu", settings=_tf_settings, open=tfdata),
-    Engine(name="ray", package="ray", settings=_shapes("tasks"), open=ray_data),
+    Engine(name="dataloader", package="torch", shapes=("workers",), open=dataloader),
+    Engine(name="torchdata", package="torchdata", shapes=("threads", "stages", "processes"), open=torchdata),
+    Engine(name="spdl", package="spdl-core", shapes=("threads", "stages", "processes"), open=spdl),
+    Engine(name="grain", package="grain", shapes=("threads", "processes"), open=grain),
+    Engine(name="tfdata", package="tensorflow-cpu", shapes=("threads",), fixed=("autotune",), open=tfdata),
+    Engine(name="ray", package="ray", shapes=("tasks", "actors"), widths=(2, 4), open=ray_data),
 )
-PLAIN = Engine(name="plain", package="torch", settings=lambda *_: ["loop"], open=plain)
+PLAIN = Engine(name="plain", package="torch", fixed=("loop",), open=plain)

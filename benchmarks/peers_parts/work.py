@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,6 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+
+from benchmarks.peers_parts.data import NUM_SESSION_FEATURES
+from lightning_intune.config import DenseFeature, Schema, SparseFeature
+from lightning_intune.dedup import Batch, InverseKeyedJaggedTensor, SessionsToBatch
+from lightning_intune.flow.transform import ToBatch
 
 NUM_IDS = 1 << 20
 """Rows of the embedding tables that ids are hashed into."""
@@ -97,6 +103,32 @@ class Tokenise(Transform):
         return arrays | {"tokens": np.array(tokens, np.int64), "token_lengths": np.array(counts, np.int32)}
 
 
+@final
+class Batched(Transform):
+    """Table -> `Batch` by a function of this package, its tensors as arrays, which every engine can carry.
+
+    From the session layout `values` and `lengths` hold first each session's features, one row per session, then each
+    impression's; `inverse` [B] says whose session each impression is of.
+    """
+
+    def __init__(self, to_batch: Callable[[pa.Table], Batch]) -> None:
+        self.to_batch = to_batch
+
+    def __call__(self, table: pa.Table) -> Arrays:
+        """The arrays of one batch."""
+        batch = self.to_batch(table)
+        sparse = batch.sparse
+        arrays = {
+            "dense": batch.dense.numpy(),
+            "values": sparse.values().numpy(),
+            "lengths": sparse.lengths().numpy(),
+            "labels": batch.labels.numpy(),
+        }
+        if isinstance(sparse, InverseKeyedJaggedTensor):
+            arrays["inverse"] = sparse.inverse_entries().numpy()
+        return arrays
+
+
 def _word_id(word: str) -> int:
     # FNV-1a letter by letter: what a hand-written tokeniser does, and the same in every process.
     value = 2166136261
@@ -133,6 +165,8 @@ class Work:
         names = [("dense", np.float32), ("values", np.int64), ("lengths", np.int32), ("labels", np.float32)]
         if isinstance(self.transform, Tokenise):
             names += [("tokens", np.int64), ("token_lengths", np.int32)]
+        if self.name == "sessions_layout":
+            names += [("inverse", np.int64)]
         return names
 
 
@@ -156,10 +190,53 @@ def places_of(folder: Path) -> list[Place]:
 
 
 def make_work(name: str, folder: Path) -> Work:
-    """The functions of a workload over the files in `folder`."""
-    without = () if name == "udf" else ("text",)
-    read = Read(places_of(folder), 0.020 if name == "remote" else 0.0, without)
+    """The functions of a workload over the files in `folder`; `sessions_layout` is `sessions` from the other layout."""
+    layout = "sessions" if name == "sessions_layout" else "rows"
+    places = places_of(folder / layout)
+    if name.startswith("sessions"):
+        names = pq.read_schema(places[0].path).names
+        schema = _schema(names)
+        others = [column for column in names if column not in schema.columns]
+        level = [column for column in names if column.startswith("session_")]
+        by_layout = SessionsToBatch(schema, session_level=level) if layout == "sessions" else ToBatch(schema)
+        return Work(name=name, read=Read(places, 0.0, others), transform=Batched(by_layout))
+    read = Read(places, 0.020 if name == "remote" else 0.0, () if name == "udf" else ("text",))
     return Work(name=name, read=read, transform=Tokenise() if name == "udf" else Transform())
+
+
+def _schema(names: Sequence[str]) -> Schema:
+    ids = [name for name in names if name.startswith(("session_", "item_")) and name != "session_id"]
+    return Schema(
+        dense=[DenseFeature(name=name, transform="log1p") for name in names if name.startswith("dense")],
+        sparse=[SparseFeature(name=name, num_embeddings=NUM_IDS) for name in ids],
+        labels=["label"],
+    )
+
+
+def digest(batch: dict[str, Any], num_shared: int = NUM_SESSION_FEATURES) -> list[int]:
+    """What a batch says, whatever its layout: of each impression the sum and number of its ids; dense and labels.
+
+    `num_shared` features are the session's where the batch has an `inverse`.
+
+    >>> rows = {"values": np.array([5, 6, 5, 6, 1, 2]), "lengths": np.array([2, 2, 1, 1], np.int32),
+    ...         "dense": np.zeros((2, 1)), "labels": np.zeros((2, 1))}
+    >>> session = rows | {"values": np.array([5, 6, 1, 2]), "lengths": np.array([2, 1, 1]), "inverse": np.array([0, 0])}
+    >>> digest(rows) == digest(session, 1), digest(rows) == digest(rows | {"values": np.array([5, 6, 5, 7, 1, 2])})
+    (True, False)
+    """
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
+    num_rows, lengths = len(arrays["labels"]), arrays["lengths"].astype(np.int64)
+    sums = np.add.reduceat(np.append(arrays["values"], 0), np.cumsum(lengths) - lengths) * (lengths > 0)
+    num_sessions = int(arrays["inverse"].max()) + 1 if "inverse" in arrays else 0
+    shared = num_shared * num_sessions
+    found: list[int] = []
+    for per_row in (sums, lengths):
+        of_rows = per_row[shared:].reshape(-1, num_rows).sum(axis=0)
+        if shared:
+            of_rows = of_rows + per_row[:shared].reshape(-1, num_sessions).sum(axis=0)[arrays["inverse"]]
+        found.append(zlib.crc32(np.ascontiguousarray(of_rows)))
+    others = ("dense", "labels", "tokens", "token_lengths")
+    return found + [zlib.crc32(np.ascontiguousarray(arrays[name])) for name in others if name in arrays]
 
 
 def _floats(table: pa.Table, name: str) -> npt.NDArray[np.float32]:
