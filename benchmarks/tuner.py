@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.result import main, put
-from benchmarks.tuner_parts import fidelity, live, plots, simulated
+from benchmarks.tuner_parts import drift, fidelity, live, plots, simulated
 from lightning_intune.control import Budget, SimulatedBudget, SimulatedPipeline, Tuner, make_agent
 from lightning_intune.control.worlds import FULL
 
@@ -73,7 +73,7 @@ def measure(quick: bool) -> dict[str, Any]:
     figures = simulated.contest(quick) | {"drift": simulated.drift(quick)} | cost(quick)
     found, raw = live.contest(quick, LIVE_RIVALS)
     figures["live"] = found
-    figures["drift"] |= live.drift(quick)
+    figures["drift"] |= drift.drift(quick)
     figures |= fidelity.fidelity(raw, quick)
     figures["plots"] = plots.draw(raw, RESULTS) if not quick else []
     figures["runs"] = 1 if quick else 6
@@ -99,8 +99,9 @@ def table(figures: dict[str, Any]) -> str:
             f"{found['seconds_to_95pct']:.1f} s, {found['end_over_start']:.2f}x  "
             f"{found['widths']} / {found['best_widths']}"
         ]
+    lines += ["drift: turns back to 95 % of the new best"]
+    lines += [f"  {name:16} {found['turns_to_95pct']:.1f}" for name, found in figures["drift"].items()]
     lines += [
-        f"drift: {figures['drift']}",
         f"a turn {figures['turn_cpu_ms']:.2f} ms CPU, a step {figures['step_us']:.2f} us",
     ]
     lines += [f"fidelity: median error {100 * figures['fidelity_median_error']:.0f} %"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tuner_parts.live import Swept
 from benchmarks.tuner_parts.pipelines import KINDS, Kind, LivePipeline
+from benchmarks.tuner_parts.sweep import Swept
 from lightning_intune.control import Budget
 from lightning_intune.control.neighbours import Neighbours
 from lightning_intune.control.physics import solve_rate

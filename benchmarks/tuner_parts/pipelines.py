@@ -57,17 +57,27 @@ class LivePipeline:
             knob.turn(width)
 
     def rate(self, seconds: float, settle_s: float = 0.1) -> float:
-        """Batches/s over about `seconds`, after the widths asked for are live and what was buffered is gone."""
-        began = time.perf_counter()
-        while time.perf_counter() - began < settle_s or any(k.live() != k.target() for k in self.knobs):
+        """Batches/s over about `seconds`, after the widths asked for are live and what was in flight before is gone."""
+        began, count = time.perf_counter(), 0
+        in_flight = sum(stage.num_in_flight for stage in self.read().stages)
+        while (
+            count < in_flight
+            or time.perf_counter() - began < settle_s
+            or any(k.live() != k.target() for k in self.knobs)
+        ):
             self.advance()
-            if time.perf_counter() - began > 2.0:
+            count += 1
+            if time.perf_counter() - began > 3.0:
                 break
         began, count = time.perf_counter(), 0
         while count < 3 or time.perf_counter() - began < seconds:
             self.advance()
             count += 1
         return count / (time.perf_counter() - began)
+
+    def full_bytes(self) -> float:
+        """Bytes that all stages hold with every buffer full, at the present widths; 0 until items were measured."""
+        return sum(stage.item_bytes * stage.max_in_flight for stage in self.read().stages)
 
     def close(self) -> None:
         self.loader.shutdown()
@@ -82,7 +92,7 @@ KINDS = (
     Kind(
         name="latency_bound",
         stages=lambda: [("read", work.waiting(20, 0.5)), ("decode", work.native(1.5)), ("collate", work.native(0.5))],
-        sweep=((8, 12, 16, 24), (1, 2, 3), (1, 2)),
+        sweep=((12, 16, 20, 24), (1, 2, 3), (1, 2)),
     ),
     Kind(
         name="gil_bound",
@@ -118,7 +128,7 @@ KINDS = (
     Kind(
         name="memory_heavy",
         stages=lambda: [("read", work.waiting(15)), ("decode", work.big(8)), ("scale", work.reduce_big(2))],
-        sweep=((1, 2, 3, 4), (1, 2, 3), (1, 2, 3)),
+        sweep=((8, 14, 20, 28, 40), (1, 2, 3, 5), (1, 2, 3, 5)),
         memory_bytes=400 << 20,
     ),
 )
