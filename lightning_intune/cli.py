@@ -12,8 +12,9 @@ from typing import final
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lightning_intune import completion
 from lightning_intune.callback import InTuneCallback
 from lightning_intune.control import pretrain
 from lightning_intune.datamodule import InTuneDataModule
@@ -27,6 +28,18 @@ class InTuneCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put the callback's settings under `intune`; see `--print_config`."""
         parser.add_lightning_class_args(InTuneCallback, "intune")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's; where the shell asks for completions that one alone, as each takes its time."""
+        known = LightningCLI.subcommands()
+        return {completion.command(): known[completion.command()]} if completion.IS_ASKED else known
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Lightning's, or a completion."""
+        if completion.IS_ASKED:
+            completion.complete_options(self._subcommand_parsers[completion.command()]._actions)
+        super().parse_arguments(parser, args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -55,6 +68,14 @@ def main(args: Sequence[str] | None = None) -> int:
         )
     except ConfigError as error:
         sys.stderr.write(f"lightning-intune: {error}\n")
+        return 2
+    except ValueError as error:
+        mistake: BaseException | None = error
+        while mistake is not None and not isinstance(mistake, ConfigError):
+            mistake = mistake.__cause__ or mistake.__context__
+        if mistake is None:
+            raise
+        sys.stderr.write(f"lightning-intune: {mistake}\n")  # met by jsonargparse while it made one of our settings
         return 2
     return 0
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lightning_intune.completion import IS_ASKED, complete
 from lightning_intune.errors import ConfigError
 
 HELP = """\
@@ -26,6 +27,9 @@ Session data:
 
 The tuner:
   pretrain    remake the weights it is shipped with, from a seed
+
+This machine:
+  doctor      show what the library sees, try each kind of lane, and say what to change
 """
 
 _OURS = {
@@ -34,6 +38,7 @@ _OURS = {
     "schema": ("lightning_intune.flow.infer", "main"),
     "synth": ("lightning_intune.dedup.etl.commands", "synth_main"),
     "pretrain": ("lightning_intune.control.pretrain", "main"),
+    "doctor": ("lightning_intune.doctor", "main"),
 }
 _LIGHTNINGS = ("fit", "validate", "test", "predict")
 
@@ -41,6 +46,8 @@ _LIGHTNINGS = ("fit", "validate", "test", "predict")
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake ends with one line and exit code 2, a failure that has a cure with 1."""
     arguments = sys.argv[1:] if args is None else list(args)
+    if IS_ASKED:
+        complete([*_LIGHTNINGS, *_OURS], lambda name: _run(name, []) if name in _OURS else _lightning(), plain=_OURS)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0
@@ -52,6 +59,10 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join([*_LIGHTNINGS, *_OURS])}."
         sys.stderr.write(f"lightning-intune: there is no command '{name}'. {hint}\n")
         return 2
+    return _lightning(args)
+
+
+def _lightning(args: Sequence[str] | None = None) -> int:
     from lightning_intune import cli  # takes seconds: Lightning and torch
 
     return cli.main(args)

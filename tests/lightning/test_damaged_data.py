@@ -78,4 +78,4 @@ def test_yaml_says_it_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "max_share: 0.01" in shown
     config.write_text(config.read_text().replace("retries: 3", "retries: -3"))
     assert main(["fit", "--config", str(config)]) == 2
-    assert "retries=-3" in capsys.readouterr().err
+    assert "lightning-intune: on_error: retries=-3 is no number of tries" in capsys.readouterr().err
