@@ -10,6 +10,9 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import device as Device  # noqa: N812 - a class, whatever torch calls it
 
+from lightning_intune.balance.feed import Feed, ShareToBatch
+from lightning_intune.balance.settings import OFF, Balance
+from lightning_intune.balance.units import Units
 from lightning_intune.config import Schema
 from lightning_intune.dedup.jagged import Batch
 from lightning_intune.dedup.plan import DedupPlan
@@ -69,6 +72,8 @@ class InTuneDataModule(LightningDataModule):
             ``{"read": retry(3)}`` or ``{"read": skip(max_share=0.001, quarantine="bad.jsonl")}``, in YAML
             ``{read: {retries: 3}}``. Others are raised. Where something may be skipped, an epoch's number of batches is
             not known beforehand.
+        balance: Training batches of equal cost, on one rank and over several; `batch_size` counts its units. See
+            `lightning_intune.balance.Balance`.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -96,6 +101,7 @@ class InTuneDataModule(LightningDataModule):
         filters: Any = None,
         dedup: list[list[str]] | None = None,
         on_error: dict[str, OnError] | None = None,
+        balance: Balance = OFF,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -106,8 +112,15 @@ class InTuneDataModule(LightningDataModule):
         self._filters = _as_tuples(filters)
         self._on_error = _checked_policies(on_error or {})
         # A group that names no feature shows here, not after the data is found.
+        self._dedup, self._balance = dedup, balance
         self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
+        balance.check(schema)
+        if balance.is_on and self._on_error.get("transform", RAISE).skip:
+            raise ConfigError(
+                "InTuneDataModule: on_error may not skip batches of 'transform' with balance=: ranks would no longer "
+                "take the same steps. Retry there, or skip in 'read'."
+            )
         if batch_size < 1:
             raise ConfigError(f"InTuneDataModule: batch_size={batch_size} makes no batch. Set it to 1 or more.")
         if mix_row_groups < 1:
@@ -154,9 +167,11 @@ class InTuneDataModule(LightningDataModule):
     def _loader(self, paths: Paths, *, is_train: bool) -> ElasticLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         shuffle = is_train and self.shuffle
+        settings = self._balance if is_train else self._balance.unbalanced
+        units = Units(settings, self.schema, self._dedup, paths, self._filesystem) if settings.is_on else None
         source = ParquetSource(
             paths,
-            columns=self.schema.columns,
+            columns=self.schema.columns if units is None else units.columns,
             shuffle=shuffle,
             seed=self.seed,
             rank=rank,
@@ -164,32 +179,60 @@ class InTuneDataModule(LightningDataModule):
             filesystem=self._filesystem,
             filters=self._filters,
         )
-        self.schema.validate(source.arrow_schema)
-        drop_last = self._drop_last
-        num_batches = (
-            source.min_rank_rows // self.batch_size if drop_last else -(-source.max_rank_rows // self.batch_size)
-        )
-        if num_batches == 0 or source.min_rank_rows == 0:
-            raise ConfigError(
-                f"InTuneDataModule: {source.num_rows} rows over {world_size} ranks do not fill one batch of "
-                f"{self.batch_size} each. Lower batch_size, or use fewer ranks."
-            )
+        (self.schema if units is None else units).validate(source.arrow_schema)
+        num_batches = self._num_batches(source, are_rows=units is None or units.are_rows)
+        if world_size > 1:
+            _check_group()
         # What a filter lets through, or fails, shows in reading only.
         is_known = self._filters is None and not any(policy.skip for policy in self._on_error.values())
+        if units is not None:
+            return self._balanced(source, units, settings, is_known=is_known and units.are_rows, shuffle=shuffle)
         known = num_batches if is_known else None
         reader = source.reader(dictionaries=True, shuffle_rows=shuffle and self._sparse is None)
-        node: Node[Any] = self._stage(source, reader, "read", "thread")
-        if shuffle and self._mix_row_groups > 1:
-            num_tables = self._mix_row_groups
-            node = RowShuffle(node, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
-        else:
-            node = Rebatch(node, self.batch_size, drop_last=drop_last)
+        node = self._cut(self._stage(source, reader, "read", "thread"), drop_last=self._drop_last, shuffle=shuffle)
         node = self._stage(node, ToBatch(self.schema, sparse=self._sparse), "transform", self._method)
         node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
         if world_size > 1:
             num_items = None if known is None else [known] * world_size
-            node = _equal_steps(node, "drop" if drop_last else "pad", num_items)
+            node = _equal_steps(node, "drop" if self._drop_last else "pad", num_items)
         return ElasticLoader(node, batch_size=self.batch_size, num_batches=known)
+
+    def _balanced(
+        self, source: ParquetSource, units: Units, settings: Balance, *, is_known: bool, shuffle: bool
+    ) -> ElasticLoader[Batch]:
+        """The graph whose batches are made of units that were dealt out by cost."""
+        world_size, num_rows = source.world_size, source.num_rows
+        by_rank = [num_rows // world_size + (rank < num_rows % world_size) for rank in range(world_size)]
+        read = self._stage(source, units.reader(source, shuffle=shuffle), "read", "thread")
+        feed = Feed(settings=settings, batch_size=self.batch_size, drop_last=self._drop_last)
+        node, length = feed.node(
+            self._cut(read, drop_last=False, shuffle=shuffle),
+            source,
+            units.measure(),
+            world_size=world_size,
+            num_rows=by_rank if is_known else None,
+        )
+        node = self._stage(node, ShareToBatch(units.to_batch()), "transform", self._method)
+        node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
+        return ElasticLoader(node, batch_size=self.batch_size, num_batches=length)
+
+    def _cut(self, tables: Node[Any], *, drop_last: bool, shuffle: bool) -> Node[Any]:
+        """Tables of `batch_size` rows, mixed from several row groups where they are shuffled."""
+        if shuffle and self._mix_row_groups > 1:
+            num_tables = self._mix_row_groups
+            return RowShuffle(tables, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
+        return Rebatch(tables, self.batch_size, drop_last=drop_last)
+
+    def _num_batches(self, source: ParquetSource, *, are_rows: bool) -> int:
+        """Batches of an epoch before any filter. ConfigError where a rank has none."""
+        size = self.batch_size
+        num_batches = source.min_rank_rows // size if self._drop_last else -(-source.max_rank_rows // size)
+        if (are_rows and num_batches == 0) or source.min_rank_rows == 0:
+            raise ConfigError(
+                f"InTuneDataModule: {source.num_rows} rows over {source.world_size} ranks do not fill one batch of "
+                f"{size} each. Lower batch_size, or use fewer ranks."
+            )
+        return num_batches
 
     def _stage(self, source: Node[Any], function: Any, name: str, method: Any) -> ElasticMapper[Any]:
         width = self.widths[name]
@@ -298,16 +341,19 @@ class TrainerProgress:
         return self._epochs.current.started
 
 
-def _equal_steps(node: Node[Batch], mode: Literal["drop", "pad"], num_items: list[int] | None) -> EqualSteps[Batch]:
-    """`node` with as many steps on every rank: last in the graph, where the ranks take their batches in step.
-
-    The group is made here, where Lightning has brought every rank to the same place.
-    """
+def _check_group() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
             "InTuneDataModule: the Trainer has several ranks, and torch.distributed is not initialized, so they cannot "
             "agree on their steps. Use a strategy that does that, as ddp or fsdp do."
         )
+
+
+def _equal_steps(node: Node[Batch], mode: Literal["drop", "pad"], num_items: list[int] | None) -> EqualSteps[Batch]:
+    """`node` with as many steps on every rank: last in the graph, where the ranks take their batches in step.
+
+    The group is made here, where Lightning has brought every rank to the same place.
+    """
     ranks = GlooCommunicator()
     ranks.open()
     return EqualSteps(node, mode=mode, window=_WINDOW_BATCHES, num_items=num_items, communicator=ranks)

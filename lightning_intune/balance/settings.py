@@ -83,6 +83,11 @@ class Balance:
         """Whether batches are made of units at all: with sessions they are, even in mode off."""
         return self.mode != "off" or self.unit == "session"
 
+    @property
+    def unbalanced(self) -> Balance:
+        """For other splits: the same units where the files know no others, in order."""
+        return Balance(unit="session", length=self.length) if self.unit == "session" and self.session is None else OFF
+
     def check(self, schema: Schema) -> None:
         """ConfigError unless `schema` has the feature that `length` names, or any to take a length from."""
         features = [feature.name for feature in schema.sparse]
