@@ -1,0 +1,1 @@
+"""A training script with a DataLoader, and the same script with three lines changed."""
