@@ -1,7 +1,7 @@
 # Every target sets up .venv first (tools/setup_env.py: exact pins, once), then runs from it.
 # Another interpreter: PYTHON=python3.12 make test
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow check format lock clean
+.PHONY: help setup demo examples docs test slow check format lock release-check clean
 .SUFFIXES:
 
 candidates := python3 python3.13 python3.12 python3.11 python
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in $(candidates); do "$$p" -c '$(supported)' 2>/dev/null
 bin := .venv/bin
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: ## Create or update .venv from requirements.lock
 ifeq ($(strip $(PYTHON)),)
@@ -40,6 +40,9 @@ format: setup ## Let ruff rewrite what it can
 lock: ## Remake requirements.lock from pyproject.toml (needs the registry, some minutes)
 	@"$(PYTHON)" tools/make_lock.py
 
+release-check: setup ## Build wheel and sdist, use them in an empty environment (needs the registry, some minutes)
+	@$(bin)/python tools/release_check.py
+
 clean: ## Remove .venv and every cache
-	rm -rf .venv .venv.lock build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv.lock build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
