@@ -16,10 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
+from lightning_intune import InTuneCallback, InTuneDataModule
+from lightning_intune.config import DenseFeature, Schema, SparseFeature
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, Shuffle
+from tests.lightning.conftest import Validated, trainer
 
 NUM_ROWS = 1_501  # over two ranks one more row on one of them
 ROOT = Path(__file__).parents[2]
@@ -116,6 +121,45 @@ def test_two_ranks_resume_each_at_its_own_place_and_lose_no_row(small_clicks: Pa
     )
     assert result["differences"] == []
     assert result["trained"] == [[list(range(NUM_ROWS))] * 2] * 2
+
+
+class Rows(Validated):
+    """Remembers what it is trained on, whatever batches look like."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if not isinstance(batch, list):
+            return super().training_step(batch, batch_idx)
+        self.rows.append(batch[0].tolist())
+        return self.bias.weight.sum()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You defined a `validation_step`")  # on purpose
+@pytest.mark.parametrize("kind", ["datamodule", "datamodule without len", "no callback", "seeded graph"])
+@pytest.mark.parametrize("saves", [{"every_n_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}])
+def test_a_run_resumed_from_an_epochs_end_begins_the_next_epoch(
+    kind: str, saves: dict[str, Any], small_clicks: Path, tmp_path: Path
+) -> None:
+    def fit(name: str, epochs: int, checkpoint: Path | None = None) -> Rows:
+        torch.manual_seed(0)
+        schema = Schema(
+            dense=[DenseFeature(name="row")], sparse=[SparseFeature(name="item", num_embeddings=64)], labels=["click"]
+        )
+        settings = without_len() if kind == "datamodule without len" else {"batch_size": 64}
+        model = Rows()
+        data: Any = InTuneDataModule(schema, str(small_clicks), val=str(small_clicks / "part-1.parquet"), **settings)
+        if kind == "seeded graph":
+            shuffled = Shuffle(IterableSource(range(60)), window=60, seed=3)
+            data = ElasticLoader(ElasticMapper(shuffled, lambda n: [torch.tensor([n])], 1, name="wrap"))
+        callbacks: list[Any] = [ModelCheckpoint(dirpath=tmp_path / name, save_top_k=-1, filename="{epoch}", **saves)]
+        callbacks += [] if kind == "no callback" else [InTuneCallback(turn_interval_s=0.02)]
+        run = trainer(tmp_path, callbacks=callbacks, max_epochs=epochs, enable_checkpointing=True)
+        run.fit(model, data, ckpt_path=checkpoint, weights_only=False)
+        return model
+
+    whole = fit("whole", 3)
+    for epochs in (1, 2):
+        resumed = fit(f"resumed{epochs}", 3, tmp_path / "whole" / f"epoch={epochs - 1}.ckpt")
+        assert resumed.rows == whole.rows[epochs * len(whole.rows) // 3 :]
 
 
 @pytest.mark.slow
