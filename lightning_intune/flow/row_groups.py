@@ -19,7 +19,7 @@ from lightning_intune.flow.partitions import partition_texts, partition_value
 
 _ENCODABLE = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _MAX_FOOTERS = 64
-_Footer = tuple[pq.FileMetaData, frozenset[str]]  # and the names of its columns
+_Footer = tuple[pq.FileMetaData, frozenset[str], list[str]]  # the names of its columns, the leaves to keep encoded
 
 
 @final
@@ -63,8 +63,8 @@ class ReadRowGroup:
     Columns come as `schema` says, in that order: cast where a file holds another type; where it has no such column,
     what its folders' names say (`day=2026-01-01`), else its value in `defaults`, else null. With `keep` only rows for
     which it is true come. With `shuffle` their order is drawn from the descriptor's (seed, epoch, index), never from
-    the worker's. With `dictionaries` string columns stay dictionary-encoded as they are in the file, which spares
-    decoding them.
+    the worker's. With `dictionaries` columns of strings, and of lists of them, stay dictionary-encoded as they are in
+    the file, which spares decoding them.
 
     The read is single-threaded, so that its CPU time is metered where it is spent. `pre_buffer` fetches the column
     chunks in few large ranges on Arrow's I/O threads: good for remote storage, and the default there; on a local disk
@@ -87,9 +87,10 @@ class ReadRowGroup:
         present = set(schema.names)
         extra = [] if keep is None else [field for field in keep.fields if field.name not in present]
         self._read_schema = pa.schema([*schema, *extra])  # a filter may look at columns that nobody else wants
-        self._dictionaries = [field.name for field in schema if dictionaries and field.type in _ENCODABLE]
+        coded = {field.name: _coded(field.type) for field in schema if dictionaries}
+        self._dictionaries = {name: kind for name, kind in coded.items() if kind is not None}
         self._pre_buffer = not is_local(self._filesystem) if pre_buffer is None else pre_buffer
-        self._footers = _Footers()
+        self._footers = _Footers(tuple(self._dictionaries))
 
     def __call__(self, row_group: RowGroup) -> pa.Table:
         """Read it. RowGroupReadError names file and row group when that fails."""
@@ -118,13 +119,8 @@ class ReadRowGroup:
 
     def _read(self, row_group: RowGroup) -> pa.Table:
         with self._filesystem.open_input_file(row_group.path) as source:
-            footer, present = self._footers.get(row_group.path) or self._footers.read(row_group.path, source)
-            file = pq.ParquetFile(
-                source,
-                metadata=footer,
-                read_dictionary=[name for name in self._dictionaries if name in present],
-                pre_buffer=self._pre_buffer,
-            )
+            footer, present, leaves = self._footers.get(row_group.path) or self._footers.read(row_group.path, source)
+            file = pq.ParquetFile(source, metadata=footer, read_dictionary=leaves, pre_buffer=self._pre_buffer)
             wanted = [name for name in self._read_schema.names if name in present]
             table = file.read_row_group(row_group.row_group, columns=wanted, use_threads=False)
         if wanted and table.num_rows != row_group.num_rows:
@@ -141,11 +137,13 @@ class ReadRowGroup:
             column = pa.chunked_array([pa.repeat(value, row_group.num_rows)])
         else:
             column = table.column(field.name)
-        if field.name not in self._dictionaries:
-            return column if column.type == field.type else column.cast(field.type)
-        if column.type == pa.dictionary(pa.int32(), field.type):
+        coded = self._dictionaries.get(field.name)
+        if coded is not None and column.type == coded:
             return column
-        return column.cast(field.type).dictionary_encode()
+        plain = column if column.type == field.type else column.cast(field.type)
+        if coded is None:
+            return plain
+        return plain.dictionary_encode() if isinstance(coded, pa.DictionaryType) else plain.cast(coded)
 
     def _default(self, field: pa.Field) -> pa.Scalar:
         return pa.scalar(self._defaults.get(field.name), field.type)
@@ -155,8 +153,8 @@ class ReadRowGroup:
 class _Footers:
     """The last few files' footers: parsing one can cost as much as reading a row group. Any thread may use it."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, coded: tuple[str, ...]) -> None:
+        self._coded, self._lock = coded, threading.Lock()
         self._by_path: OrderedDict[str, _Footer] = OrderedDict()
 
     def get(self, path: str) -> _Footer | None:
@@ -165,12 +163,24 @@ class _Footers:
 
     def read(self, path: str, source: pa.NativeFile) -> _Footer:
         footer = pq.read_metadata(source)
-        entry = footer, frozenset(footer.schema.to_arrow_schema().names)
+        paths = [footer.schema.column(leaf).path for leaf in range(footer.num_columns)]
+        leaves = [path for name in self._coded for path in paths if path == name or path.startswith(f"{name}.")]
+        entry = footer, frozenset(footer.schema.to_arrow_schema().names), leaves
         with self._lock:
             self._by_path[path] = entry
             if len(self._by_path) > _MAX_FOOTERS:
                 self._by_path.popitem(last=False)
         return entry
 
-    def __reduce__(self) -> tuple[type[_Footers], tuple[()]]:
-        return _Footers, ()  # a process lane reads its own
+    def __reduce__(self) -> tuple[type[_Footers], tuple[tuple[str, ...]]]:
+        return _Footers, (self._coded,)  # a process lane reads its own
+
+
+def _coded(kind: pa.DataType) -> pa.DataType | None:
+    """The type with its strings as numbers in a dictionary; None for what holds none."""
+    if kind in _ENCODABLE:
+        return pa.dictionary(pa.int32(), kind)
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or kind.value_type not in _ENCODABLE:
+        return None
+    value = kind.value_field.with_type(pa.dictionary(pa.int32(), kind.value_type))
+    return pa.list_(value) if pa.types.is_list(kind) else pa.large_list(value)

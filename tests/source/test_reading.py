@@ -73,6 +73,25 @@ def test_dictionaries_hold_the_same_values_whatever_the_file_stores(tmp_path: Pa
     assert coded["text"].cast(kind).to_pylist() == texts.to_pylist() * 3
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()], ids=str)
+def test_lists_of_texts_stay_dictionaries_whatever_the_file_stores(tmp_path: Path, kind: pa.DataType) -> None:
+    lists = [["b", "a"], None, [], ["a", None]]
+    for number, made in enumerate((pa.list_(kind), pa.large_list(kind), pa.list_(pa.dictionary(pa.int32(), kind)))):
+        rows = pa.table({"text": pa.array(lists).cast(made), "n": range(4)})
+        pq.write_table(rows, tmp_path / f"{number}.parquet", row_group_size=2, store_schema=False)
+    plain, coded = read(ParquetSource(tmp_path)), read(ParquetSource(tmp_path), dictionaries=True)
+    assert coded["text"].type.value_type == pa.dictionary(pa.int32(), plain["text"].type.value_type)
+    assert coded.num_rows == 12
+    assert coded["text"].to_pylist() == plain["text"].to_pylist()
+    assert coded.take(pa.array([9, 0, 5]))["text"].to_pylist() == plain.take(pa.array([9, 0, 5]))["text"].to_pylist()
+
+
+def test_a_missing_column_of_texts_is_null_among_dictionaries_too(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"a": [2], "b": [["x"]]}), tmp_path / "1.parquet")
+    assert read(ParquetSource(tmp_path), dictionaries=True)["b"].to_pylist() == [None, ["x"]]
+
+
 # ---- filters ----
 
 FILTERS = st.sampled_from(
