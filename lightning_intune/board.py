@@ -17,11 +17,16 @@ def boards(loggers: Iterable[Any]) -> list[Any]:
     return [logger for logger in loggers if type(logger).__name__ == "TensorBoardLogger"]
 
 
-def write_page(logger: Any, loaders: Mapping[str, Iterable[str]]) -> None:
-    """One page of charts for all `loaders` (name -> stages): of several pages TensorBoard shows the first only."""
+def write_page(
+    logger: Any, loaders: Mapping[str, Iterable[str]], more: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """One page of charts for all `loaders` (name -> stages): of several pages TensorBoard shows the first only.
+
+    `more` (name -> charts) stand behind a loader's own.
+    """
     page: dict[str, Any] = {}
     for name, stages in loaders.items():
-        page |= layout(stages, name)
+        page |= {title: {**charts, **(more or {}).get(name, {})} for title, charts in layout(stages, name).items()}
     if page:
         logger.experiment.add_custom_scalars(page)
 

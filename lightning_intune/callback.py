@@ -10,6 +10,8 @@ from typing import Any, Literal, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_intune.balance.bubble import BubbleStats
+from lightning_intune.balance.watch import BubbleWatch
 from lightning_intune.board import boards, write_hyperparameters, write_page, write_summary
 from lightning_intune.control import Budget, Decision, DecisionLog, Tuner, make_agent
 from lightning_intune.control.agents import AgentName
@@ -18,7 +20,7 @@ from lightning_intune.control.widths_file import load_widths, save_widths
 from lightning_intune.datamodule import follow
 from lightning_intune.exporter import Exporter
 from lightning_intune.flow.loader import ElasticLoader
-from lightning_intune.report import Findings, findings, scalars, table
+from lightning_intune.report import Findings, bubble_charts, bubble_scalars, findings, scalars, table
 from lightning_intune.tuned import TunerSettings
 from lightning_intune.tuned_loaders import TunedLoaders
 
@@ -78,6 +80,7 @@ class InTuneCallback(Callback):
         self._tuned = TunedLoaders(self._settings, warm_start)
         self._training: list[str] = []  # the names of training's loaders
         self._places: dict[str, list[str | None]] = {}  # those of an evaluation's, in order; None: not elastic
+        self._bubbles: dict[str, BubbleWatch] = {}  # of training loaders whose batches are balanced over ranks
         self._running: str | None = None  # the loader that an evaluation takes its batches from
         self._log_decisions = log_decisions
         self._file: DecisionLog | None = None
@@ -122,9 +125,24 @@ class InTuneCallback(Callback):
         log_dir = trainer.log_dir  # a broadcast: every rank must ask
         if self._log_decisions and trainer.is_global_zero and log_dir is not None:
             self._file = DecisionLog(Path(log_dir) / "intune_decisions.jsonl")
+        watched = {name: BubbleWatch.find(self._tuned[name].loader.root) for name in self._training}
+        self._bubbles = {name: watch for name, watch in watched.items() if watch is not None}
+        charts = {name: bubble_charts(trainer.world_size, name) for name in self._bubbles}
         for logger in _boards(trainer):
-            write_page(logger, {name: tuned.loader.stages for name, tuned in self._tuned.items()})
+            write_page(logger, {name: tuned.loader.stages for name, tuned in self._tuned.items()}, charts)
         self._show_in(trainer.progress_bar_callback)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        for watch in self._bubbles.values():
+            watch.begin(batch_idx, pl_module.device)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        for watch in self._bubbles.values():
+            watch.has_looked_forward()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for watch in self._bubbles.values():
+            watch.has_looked_back()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -135,8 +153,12 @@ class InTuneCallback(Callback):
                 self.history.append(decision)
                 self._write(name, decision)
                 self._log_scalars(trainer, name, decision)
+        for name, watch in self._bubbles.items():
+            self._log_bubbles(trainer, name, watch.end())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name, watch in self._bubbles.items():
+            self._log_bubbles(trainer, name, watch.settle())
         if self._file is not None and self._training:
             save_widths(self._file.folder / "intune_widths.yaml", self.widths)
         self._found = self._found_now()
@@ -261,7 +283,15 @@ class InTuneCallback(Callback):
         self._tuned.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_training": [], "_places": {}, "_running": None, "_file": None, "_bar": None}
+        return {
+            **self.__dict__,
+            "_training": [],
+            "_bubbles": {},
+            "_places": {},
+            "_running": None,
+            "_file": None,
+            "_bar": None,
+        }
 
     def _loaders(self) -> dict[str, ElasticLoader[Any]]:
         return {name or "train": tuned.loader for name, tuned in self._tuned.items()}
@@ -299,6 +329,11 @@ class InTuneCallback(Callback):
         values = scalars(decision, name)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+
+    def _log_bubbles(self, trainer: Trainer, name: str, stats: BubbleStats | None) -> None:
+        if stats is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(bubble_scalars(stats, name), step=trainer.global_step)
 
     def _show_in(self, bar: Any) -> None:
         """Let the progress bar show samples/s, data wait and widths, beside what it shows."""

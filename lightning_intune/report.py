@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+from lightning_intune.balance.bubble import BubbleStats
 from lightning_intune.meters import FlowStats
 
 PREFIX = "intune"
 _TRAINER_LIMITS_BELOW = 0.1  # of its time waited for data
 _AT_ROOFLINE = 0.8
+_SHOWN_RANKS = 16  # of which each has a curve of its own
 
 
 class StageLike(Protocol):
@@ -62,6 +64,31 @@ def scalars(decision: DecisionLike, loader: str = "") -> dict[str, float]:
             values[f"{head}{share}_share/{stage.name}"] = getattr(stage, f"{share}_share")
         values[f"{head}advantage/{stage.name}"] = getattr(stage, "q", None) or 0.0  # no network, no advantage
     return values
+
+
+def bubble_scalars(stats: BubbleStats, loader: str = "") -> dict[str, float]:
+    """A window of steps of balanced ranks as logger scalars: bubbles planned and measured, who waited and for whom."""
+    head = f"{PREFIX}/{loader}/bubble/" if loader else f"{PREFIX}/bubble/"
+    waits = {f"{head}wait_s/rank{rank}": wait_s for rank, wait_s in enumerate(stats.wait_s[:_SHOWN_RANKS])}
+    return {
+        f"{head}planned": stats.planned,
+        f"{head}measured": stats.measured,
+        f"{head}waited_rank": float(stats.waited),
+        f"{head}waited_for_rank": float(stats.waited_for),
+        f"{head}waited_s": stats.wait_s[stats.waited],
+        **waits,
+    }
+
+
+def bubble_charts(num_ranks: int, loader: str = "") -> dict[str, list[Any]]:
+    """The charts of `bubble_scalars`, for a page of `layout`."""
+    head = f"{PREFIX}/{loader}/bubble/" if loader else f"{PREFIX}/bubble/"
+    waits = [f"{head}wait_s/rank{rank}" for rank in range(min(num_ranks, _SHOWN_RANKS))]
+    return {
+        "bubble: planned and measured": ["Multiline", [f"{head}planned", f"{head}measured"]],
+        "bubble: the rank that waited, and for whom": ["Multiline", [f"{head}waited_rank", f"{head}waited_for_rank"]],
+        "bubble: seconds waited, by rank": ["Multiline", waits],
+    }
 
 
 def layout(stages: Iterable[str], loader: str = "") -> dict[str, dict[str, list[Any]]]:
