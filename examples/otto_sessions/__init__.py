@@ -1,0 +1,1 @@
+"""Shopping sessions in OTTO's format, from JSON lines to a trained sequence model."""
