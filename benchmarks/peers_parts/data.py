@@ -48,11 +48,12 @@ def _write(folder: Path, num_rows: int) -> None:
     for number, begin in enumerate(range(0, num_rows, rows_per_file)):
         table = _table(rng, session[begin : begin + rows_per_file], means)
         batches = [table.slice(start, ROWS_PER_BATCH) for start in range(0, len(table), ROWS_PER_BATCH)]
-        _write_groups(folder / "rows" / f"part-{number:04d}.parquet", batches)
-        _write_groups(folder / "sessions" / f"part-{number:04d}.parquet", [_folded(batch) for batch in batches])
+        write_groups(folder / "rows" / f"part-{number:04d}.parquet", batches)
+        write_groups(folder / "sessions" / f"part-{number:04d}.parquet", [_folded(batch) for batch in batches])
 
 
-def _write_groups(path: Path, groups: list[pa.Table]) -> None:
+def write_groups(path: Path, groups: list[pa.Table]) -> None:
+    """One row group per table."""
     with pq.ParquetWriter(path, groups[0].schema, compression="lz4", use_dictionary=False) as file:
         for group in groups:
             file.write_table(group)
