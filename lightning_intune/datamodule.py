@@ -73,7 +73,7 @@ class InTuneDataModule(LightningDataModule):
             ``{read: {retries: 3}}``. Others are raised. Where something may be skipped, an epoch's number of batches is
             not known beforehand.
         balance: Training batches of equal cost, on one rank and over several; `batch_size` counts its units. See
-            `lightning_intune.balance.Balance`.
+            `lightning_intune.balance.Balance`. None: off.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -101,7 +101,7 @@ class InTuneDataModule(LightningDataModule):
         filters: Any = None,
         dedup: list[list[str]] | None = None,
         on_error: dict[str, OnError] | None = None,
-        balance: Balance = OFF,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -112,6 +112,7 @@ class InTuneDataModule(LightningDataModule):
         self._filters = _as_tuples(filters)
         self._on_error = _checked_policies(on_error or {})
         # A group that names no feature shows here, not after the data is found.
+        balance = OFF if balance is None else balance
         self._dedup, self._balance = dedup, balance
         self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
@@ -129,6 +130,7 @@ class InTuneDataModule(LightningDataModule):
             raise ConfigError("InTuneDataModule: it has no data. Name Parquet files or folders in train, val or test.")
         self.loaders: dict[str, ElasticLoader[Batch]] = {}
         self._made: dict[str, FlowStats] = {}
+        self._takes_over = False  # balanced batches from a checkpoint of another number of ranks
         self._hide_absent()
 
     def _hide_absent(self) -> None:
@@ -204,7 +206,9 @@ class InTuneDataModule(LightningDataModule):
         world_size, num_rows = source.world_size, source.num_rows
         by_rank = [num_rows // world_size + (rank < num_rows % world_size) for rank in range(world_size)]
         read = self._stage(source, units.reader(source, shuffle=shuffle), "read", "thread")
-        feed = Feed(settings=settings, batch_size=self.batch_size, drop_last=self._drop_last)
+        feed = Feed(
+            settings=settings, batch_size=self.batch_size, drop_last=self._drop_last, takes_over=self._takes_over
+        )
         node, length = feed.node(
             self._cut(read, drop_last=False, shuffle=shuffle),
             source,
@@ -246,6 +250,24 @@ class InTuneDataModule(LightningDataModule):
             max_workers=self._max_workers,
             on_error=self._on_error.get(name, RAISE),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """On how many ranks batches were balanced; where each stood is in the loader's state."""
+        if not self._balance.is_on or self.trainer is None:
+            return {}
+        return {"ranks": self.trainer.world_size, "took_over": self._takes_over}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Get ready to read on in the shards of other ranks than there are now, before the loader is asked for."""
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        is_others = state_dict.get("took_over", False) or state_dict.get("ranks", ranks) not in (1, ranks)
+        takes_over = self._balance.is_on and is_others
+        if takes_over == self._takes_over:
+            return
+        self._takes_over = takes_over
+        if "train" in self.loaders:
+            del self.loaders["train"]
+            self.setup("fit")
 
     def train_dataloader(self) -> ElasticLoader[Batch]:
         """The loader of `train`."""
@@ -310,7 +332,8 @@ def follow(loader: ElasticLoader[Any], trainer: Trainer) -> None:
     loader.follow(TrainerProgress(trainer))
     loader.only_epoch = 0 if getattr(trainer, "overfit_batches", 0) > 0 else None
     # Resuming behind an epoch's end, Lightning 2.6 loads no state and tells the epoch only after it has called `iter`.
-    loader.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+    epochs: Any = trainer.fit_loop.epoch_progress  # its counters are declared less than they are
+    loader.set_epoch(epochs.current.processed)
 
 
 @final

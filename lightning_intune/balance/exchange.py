@@ -179,7 +179,7 @@ class BalancedExchange(Node[RankBatch[T]]):
         self._state: State | None = None
         self._size, self._skip = 1, 0
         self._num_planned: int = self._loaded["steps"] + self._loaded["skip"]
-        self._is_whole = True
+        self._is_whole: bool = self._loaded.get("whole", True)  # no ranks of another number had a part in it
         parts = self._parts(self._loaded)
         world_size = self._channel.world_size
         if self._meter is None:
@@ -223,7 +223,7 @@ class BalancedExchange(Node[RankBatch[T]]):
             return batch
 
     def get_state(self) -> State:
-        return self._loaded if self._state is None else {**self._state, "skip": self._place}
+        return self._loaded if self._state is None else {**self._state, "skip": self._place, "whole": self._is_whole}
 
     def release(self) -> None:
         pending = self._pending

@@ -79,6 +79,8 @@ class Feed:
     settings: Balance
     batch_size: int
     drop_last: bool
+    takes_over: bool = False
+    """Whether a state of another number of ranks is to be loaded: the epoch's rest has another length."""
 
     def node(
         self,
@@ -95,7 +97,7 @@ class Feed:
         group is made here, where every rank has come to the same place.
         """
         rows = TableRows(tables, measure)
-        if world_size == 1:
+        if world_size == 1 and not self.takes_over:
             return JoinRows(self._alone(rows)), self._length_alone(num_rows)
         if self.settings.max_cost is not None:
             raise ConfigError(
@@ -103,7 +105,9 @@ class Feed:
                 "equally many steps. Leave it out, and set batch_size."
             )
         channel = GlooChannel(self.settings.timeout_s)
-        channel.open()
+        if world_size > 1:
+            channel.open()
+        known = None if self.takes_over else num_rows
         settings = self.settings
         exchange = BalancedExchange(
             Shards(rows, source),
@@ -115,11 +119,11 @@ class Feed:
             equal_count=settings.equal_count,
             uneven="drop" if self.drop_last else "pad",
             window=settings.window,
-            num_samples=num_rows,
+            num_samples=known,
             timeout_s=settings.timeout_s,
             channel=channel,
         )
-        return JoinRows(exchange), None if num_rows is None else exchange.__len__
+        return JoinRows(exchange), None if known is None else exchange.__len__
 
     def _alone(self, rows: TableRows) -> Node[list[Row]]:
         settings = self.settings

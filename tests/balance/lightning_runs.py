@@ -85,9 +85,7 @@ def run_rank(rank: int, folder: Path, run: dict[str, Any], port: int) -> None:
     torch.manual_seed(0)
     name = run["name"]
     saved = ModelCheckpoint(dirpath=folder / f"saved-{name}", save_top_k=-1, filename="{step}", every_n_train_steps=3)
-    data = InTuneDataModule(
-        SCHEMA, run["data"], balance=Balance(**run["balance"]), mix_row_groups=3, **run["settings"]
-    )
+    data = InTuneDataModule(SCHEMA, run["data"], balance=Balance(**run["balance"]), mix_row_groups=3, **run["settings"])
     # Ranks of other widths take other numbers of batches ahead.
     data.widths = {"read": 1 + rank, "transform": 1 + rank, "prefetch": 2 + 3 * rank}
     logger = TensorBoardLogger(folder, name="board", version=name) if run.get("board") else False
