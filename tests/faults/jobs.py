@@ -1,0 +1,262 @@
+"""Faults of the whole job: signals to the trainer, storage that fails, a full disk, little memory, a dead rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from lightning_intune.errors import StageError
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, ParquetSource, retry, skip
+from lightning_intune.flow.row_groups import RowGroupReadError
+from tests.faults import functions
+from tests.faults.ledger import Trial
+from tests.faults.runner import Scenario
+
+ROOT = Path(__file__).parents[2]
+NUM_ITEMS = 600
+
+
+# ---- the trainer is told to go, or killed ----
+
+
+def killed_trainer(trial: Trial) -> None:
+    """SIGKILL at a random moment, again and again, until a run comes through."""
+    for number in range(6):
+        job = _start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS)])
+        if number < 3 and not _wait_for(trial.folder / "started", job, trial.rng.uniform(0.0, 0.4)):
+            _kill_and_count(trial, job)
+            (trial.folder / "started").unlink(missing_ok=True)
+            continue
+        job.wait()
+        break
+    trial.check((trial.folder / "done").exists(), "the last run did not come through")
+    saved = json.loads((trial.folder / "saved.json").read_text())
+    trial.came(range(NUM_ITEMS), saved["trained"], in_order=False)
+
+
+def _kill_and_count(trial: Trial, job: subprocess.Popen[bytes]) -> None:
+    family = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    job.wait()
+    trial.inject()
+    _gone(trial, family)
+
+
+def _gone(trial: Trial, family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=10)
+    left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    trial.check(not left, f"leaked process: {len(left)} workers outlive their trainer")
+
+
+def interrupted_trainer(trial: Trial) -> None:
+    """Ctrl-C, twice in half of the trials; SIGTERM in others: the job ends soon, its workers too, and can resume."""
+    kind = trial.rng.choice(["once", "twice", "term"])
+    job = _start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS * 10)])
+    _wait_for(trial.folder / "saved.json", job, 0.2)
+    family = psutil.Process(job.pid).children(recursive=True)
+    for _ in range(2 if kind == "twice" else 1):
+        job.send_signal(signal.SIGTERM if kind == "term" else signal.SIGINT)
+        trial.inject()
+        time.sleep(trial.rng.uniform(0.0, 0.05))
+    try:
+        job.wait(30)
+    except subprocess.TimeoutExpired:
+        trial.check(False, f"hung: the trainer lives 30 s after {kind}")
+        job.kill()
+        job.wait()
+    trial.check(job.returncode != 0, f"the trainer ended with 0 after {kind}")
+    _gone(trial, family)
+    saved = json.loads((trial.folder / "saved.json").read_text())
+    trial.check(len(set(saved["trained"])) == len(saved["trained"]), "repeated: in the saved state")
+
+
+def _start(trial: Trial, arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *arguments]
+    log = (trial.folder / "log").open("ab")
+    with log:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True, **options)
+
+
+def _wait_for(path: Path, job: subprocess.Popen[bytes], then_s: float) -> bool:
+    """Until `path` is there, and a moment longer; whether the job ended meanwhile."""
+    while not path.exists() and job.poll() is None:
+        time.sleep(0.01)
+    time.sleep(then_s)
+    return job.poll() is not None
+
+
+# ---- storage ----
+
+
+class FlakyFileSystem(LocalFileSystem):
+    """Local files, of which some cannot be opened for a while."""
+
+    protocol = "flaky"
+    cachable = False
+
+    def __init__(self, *, fails: Callable[[str], bool]) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if self.fails(path):
+            raise OSError(5, "Input/output error", path)
+        return super()._open(path, mode, block_size, **options)
+
+
+def _files(folder: Path, num_files: int, rows: int) -> list[str]:
+    paths: list[str] = []
+    for number in range(num_files):
+        path = folder / f"{number}.parquet"
+        table = pa.table({"n": range(number * rows, (number + 1) * rows)})
+        pq.write_table(table, path, row_group_size=rows // 2)
+        paths.append(str(path))
+    return paths
+
+
+def failing_reads(trial: Trial) -> None:
+    """One open in four fails while the run goes on: retried they cost nothing, raised they are named."""
+    paths, rng, lock = _files(trial.folder, 6, 100), trial.rng, threading.Lock()
+    is_up = True
+
+    def fails(path: str) -> bool:
+        with lock:
+            is_hit = not is_up and path.endswith(".parquet") and rng.random() < 0.25
+        trial.inject(is_hit)
+        return is_hit
+
+    source = ParquetSource(paths, filesystem=FlakyFileSystem(fails=fails))
+    is_up = False
+    read = ElasticMapper(source, source.reader(), 3, name="read", on_error=retry(50, 0.001))
+    with ElasticLoader(read) as loader:
+        trial.came(range(600), [n for table in loader for n in table["n"].to_pylist()])
+    trial.inject()
+    gone = Path(paths[3])
+    gone.unlink()
+    is_up = True
+    out = list[int]()
+    source.reset()
+    read = ElasticMapper(source, source.reader(), 2, name="read")
+    with (
+        ElasticLoader(read) as loader,
+        trial.raises(RowGroupReadError, "stage 'read'", str(gone), "row group 0", item=6),
+    ):
+        for table in loader:
+            out += table["n"].to_pylist()
+    trial.came(range(300), out)
+    read = ElasticMapper(source, source.reader(), 2, name="read", on_error=skip(max_share=0.2))
+    with ElasticLoader(read) as loader:
+        rest = [n for table in loader for n in table["n"].to_pylist()]
+    trial.came([n for n in range(600) if not 300 <= n < 400], rest)
+
+
+def full_disk(trial: Trial) -> None:
+    """The quarantine file's disk is full: told with the item and the file, and the state resumes before that item."""
+    policy = skip(max_share=1.0, quarantine="/dev/full")
+    node = ElasticMapper(IterableSource(range(50)), functions.sometimes_raises, 2, name="work", on_error=policy)
+    out = list[int]()
+    with trial.raises(OSError, "No space left", "/dev/full", "stage 'work'", item=7):
+        out.extend(node)
+    state = node.state_dict()
+    node = ElasticMapper(
+        IterableSource(range(50)), functions.sometimes_raises, 2, name="work", on_error=skip(max_share=1.0)
+    )
+    node.reset(state)
+    out.extend(node)
+    trial.came([n for n in range(50) if n % 10 != 7], out)
+    trial.inject()
+
+
+# ---- memory ----
+
+_HOG = """
+import resource, sys
+import numpy as np
+from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
+ITEM = 16 << 20
+LIMIT = int(sys.argv[1])
+
+def make(n):
+    return np.full(ITEM, n % 250, np.uint8)
+
+warm = ElasticMapper(IterableSource(range(2)), make, 2, max_bytes=2 * ITEM)
+list(warm)
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT + (256 << 20), resource.RLIM_INFINITY))
+made = ElasticMapper(IterableSource(range(300)), make, 4, max_concurrent=64, max_bytes=LIMIT // 4, name="make")
+node = ElasticPrefetcher(made, 64, max_bytes=LIMIT // 4)
+most, out = 0, 0
+with ElasticLoader(node) as loader:
+    for n, array in enumerate(loader):
+        assert array[0] == array[-1] == n % 250
+        held = sum(stage.bytes_ready for stage in loader.stats().stages)
+        most, out = max(most, held), out + 1
+print(out, most)
+"""
+
+
+def little_memory(trial: Trial) -> None:
+    """Asked for 64 items ahead in each of two stages, 4 times the limit: the bytes admitted keep to the bound."""
+    limit = 512 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", _HOG, str(limit)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    trial.inject()
+    trial.check(done.returncode == 0, f"the run under RLIMIT_AS ended with {done.returncode}: {done.stderr[-300:]}")
+    num_out, most = map(int, done.stdout.split() or (0, 0))
+    trial.came(range(300), range(num_out))
+    trial.check(most <= limit // 2, f"{most} bytes were admitted, and {limit // 2} are the bound of the two stages")
+
+
+def few_files(trial: Trial) -> None:
+    """No more descriptors than there are now: process lanes cannot start, which is told and not waited for."""
+    before, out = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    node = ElasticMapper(IterableSource(range(20)), functions.same, 1, method="process", name="work")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), before[1]))
+    try:
+        with ElasticLoader(node) as loader, trial.raises((OSError, StageError), "work"):  # pyright: ignore[reportArgumentType]
+            out.extend(loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    trial.inject()
+    node = ElasticMapper(IterableSource(range(20)), functions.same, 1, method="process", name="work")
+    with ElasticLoader(node) as loader:
+        trial.came(range(20), loader)
+
+
+SCENARIOS = (
+    Scenario(name="SIGKILL of the trainer, resumed", promise="trained once each", run=killed_trainer, is_heavy=True),
+    Scenario(
+        name="SIGINT, SIGINT twice, SIGTERM", promise="ends soon, workers too", run=interrupted_trainer, is_heavy=True
+    ),
+    Scenario(name="reads fail", promise="retried, or named with file and row group", run=failing_reads),
+    Scenario(name="a full disk", promise="named; resumes before the item", run=full_disk),
+    Scenario(
+        name="memory for a quarter of what is asked",
+        promise="bytes keep to their bound",
+        run=little_memory,
+        is_heavy=True,
+    ),
+    Scenario(name="no file descriptors left", promise="told, not waited for", run=few_files),
+)

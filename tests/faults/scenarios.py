@@ -1,0 +1,8 @@
+"""All scenarios, in the order of the soak's table."""
+
+from __future__ import annotations
+
+from tests.faults import jobs, stages
+from tests.faults.runner import Scenario
+
+SCENARIOS: tuple[Scenario, ...] = (*stages.SCENARIOS, *jobs.SCENARIOS)

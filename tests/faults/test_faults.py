@@ -1,0 +1,36 @@
+"""Every scenario of the soak once, and the harness itself: each planted bug must be seen by it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.bugs import BUGS, Bug
+from tests.faults.runner import Scenario, run_trial
+from tests.faults.scenarios import SCENARIOS
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, id=scenario.name, marks=[pytest.mark.slow] if scenario.is_heavy else [])
+        for scenario in SCENARIOS
+    ],
+)
+def test_the_promise_holds(scenario: Scenario) -> None:
+    outcome = run_trial(scenario, seed=1)
+    assert outcome.broken == ()
+    assert outcome.num_injected > 0
+    assert outcome.num_in == outcome.num_once
+    assert outcome.num_named == outcome.num_errors
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == bug.scenario)
+    with monkeypatch.context() as patch, bug.plant(patch):
+        found = list[str]()
+        for seed in range(3):  # what depends on timing may need a second try
+            found += run_trial(scenario, seed, timeout_s=4.0, grace_s=0.5).broken
+            if any(bug.word in words for words in found):
+                return
+    pytest.fail(f"not seen; only {found}")
