@@ -17,6 +17,8 @@ from lightning_intune.dedup.jagged import Batch
 
 NUM_ROWS = 6_000
 
+collect_ignore = ["dmp_runs.py"]  # a script that needs TorchRec, and no module with examples
+
 
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:

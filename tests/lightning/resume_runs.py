@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ SCHEMA = Schema(
     dense=[DenseFeature(name="row")], sparse=[SparseFeature(name="item", num_embeddings=64)], labels=["click"]
 )
 LIMIT_S = 60
+RunRank = Callable[..., None]
 
 
 class Witness(Validated):
@@ -60,8 +62,7 @@ class Witness(Validated):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any, port: int, *, resumes: bool) -> None:
-    ranks = setup["ranks"]
+def join_ranks(rank: int, ranks: int, port: int) -> None:
     if ranks > 1:  # as torchrun tells its processes
         os.environ |= {
             "TORCHELASTIC_RUN_ID": "runs",
@@ -73,6 +74,11 @@ def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any
             "LOCAL_RANK": str(rank),
             "GROUP_RANK": "0",
         }
+
+
+def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any, port: int, *, resumes: bool) -> None:
+    ranks = setup["ranks"]
+    join_ranks(rank, ranks, port)
     torch.manual_seed(0)
     saved = ModelCheckpoint(dirpath=folder / "saved" / name, save_top_k=-1, filename="{step}", **setup["saves"])
     callbacks: list[Any] = [InTuneCallback(turn_interval_s=0.02), saved] if setup["callback"] else [saved]
@@ -86,7 +92,9 @@ def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any
     run.fit(Witness(folder / f"{name}-{rank}.jsonl", cut), data, ckpt_path=checkpoint, weights_only=False)
 
 
-def run(folder: Path, name: str, setup: dict[str, Any], cut: Any = None, *, resumes: bool = False) -> None:
+def run(
+    run_rank: RunRank, folder: Path, name: str, setup: dict[str, Any], cut: Any = None, *, resumes: bool = False
+) -> None:
     """One run: a forked process for each rank. One that was killed takes the others with it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -136,7 +144,8 @@ def lines(folder: Path, name: str, ranks: int) -> list[list[Any]]:
     ]
 
 
-def main() -> None:
+def main(run_rank: RunRank, num_done: Callable[[dict[str, Any]], int]) -> None:
+    """Run what the command line asks for; `num_done` tells how many batches a checkpoint's run had trained on."""
     warnings.simplefilter("ignore")
     job = json.loads(sys.argv[1])
     differences: list[str] = []
@@ -145,17 +154,14 @@ def main() -> None:
     for at, setup in enumerate(job["setups"]):
         folder = Path(job["folder"]) / str(at)
         folder.mkdir()
-        run(folder, "whole", setup)
+        run(run_rank, folder, "whole", setup)
         whole = lines(folder, "whole", setup["ranks"])
         trained.append(rows_by_epoch(whole))
         for number, cut in enumerate(setup["cuts"]):
-            run(folder, f"cut{number}", setup, tuple(cut))
+            run(run_rank, folder, f"cut{number}", setup, tuple(cut))
             checkpoint = latest(folder, f"cut{number}")
-            run(folder, f"resumed{number}", setup, resumes=True)
-            done = 0
-            if checkpoint is not None:
-                loops = torch.load(checkpoint, weights_only=False)["loops"]["fit_loop"]
-                done = loops["epoch_loop.batch_progress"]["total"]["processed"]
+            run(run_rank, folder, f"resumed{number}", setup, resumes=True)
+            done = 0 if checkpoint is None else num_done(torch.load(checkpoint, weights_only=False))
             resumed = lines(folder, f"resumed{number}", setup["ranks"])
             compared += sum(map(len, resumed))
             if resumed != [rank[done:] for rank in whole]:
@@ -188,5 +194,9 @@ def brief(line: list[Any]) -> str:
     return f"epoch {line[0]}, rows {line[1][:4]}..., loss {line[2]}"
 
 
+def num_processed(checkpoint: dict[str, Any]) -> int:
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+
+
 if __name__ == "__main__":
-    main()
+    main(run_rank, num_processed)

@@ -1,0 +1,1 @@
+"""TorchRec's DistributedModelParallel, fed by the pipeline, inside a LightningModule."""
