@@ -94,7 +94,7 @@ def find_equal_together(features: Sequence[Rows], *, engine: Engine = "auto") ->
         return find_equal(features[0], engine=engine)
     kernels = compiled(engine)
     if kernels is None:
-        return _combined([find_equal(rows, engine=engine) for rows in features], engine)
+        return _combined(features, engine)
     # Within a session all of them stay: only rows that begin a run of equal ones need be searched.
     changed = np.zeros(counts.pop(), np.bool_)
     changed[:1] = True
@@ -102,15 +102,22 @@ def find_equal_together(features: Sequence[Rows], *, engine: Engine = "auto") ->
         kernels.mark_changes(rows.words, rows.starts, rows.lengths, changed)
     heads = np.flatnonzero(changed)
     runs = [Rows(words=rows.words, starts=rows.starts[heads], lengths=rows.lengths[heads]) for rows in features]
-    found = _combined([find_equal(rows, engine=engine) for rows in runs], engine)
+    found = _combined(runs, engine)
     if len(heads) == len(changed):
         return found
     return Found(inverse=found.inverse[np.cumsum(changed) - 1], firsts=heads[found.firsts])
 
 
-def _combined(found: Sequence[Found], engine: Engine) -> Found:
-    """The rows in which all of several numberings agree."""
-    return find_equal(Rows.table(np.stack([one.inverse for one in found], axis=1)), engine=engine)
+def _combined(features: Sequence[Rows], engine: Engine) -> Found:
+    """The rows in which all features are equal, by numbering those of each."""
+    num_rows = len(features[0].lengths)
+    numbers: list[Places] = []
+    for rows in features:
+        found = find_equal(rows, engine=engine)
+        if len(found.firsts) == num_rows:  # no two are equal in this one, so the others need not be looked at
+            return found
+        numbers.append(found.inverse)
+    return find_equal(Rows.table(np.stack(numbers, axis=1)), engine=engine)
 
 
 def copy_rows(
@@ -136,6 +143,11 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
+@cache
+def _kernels() -> Any:
+    return import_module("lightning_intune.dedup.kernels")
+
+
 def compiled(engine: Engine) -> Any:
     """The module of kernels; None where Arrow is to do it. ConfigError where numba is asked for in vain."""
     if engine == "arrow" or (engine == "auto" and not has_numba()):
@@ -145,7 +157,7 @@ def compiled(engine: Engine) -> Any:
             "dedup: engine='numba' needs numba, which is not installed. pip install 'lightning-intune[fast]', or use "
             "engine='arrow', which gives the same result slower."
         )
-    return import_module("lightning_intune.dedup.kernels")
+    return _kernels()
 
 
 def _find_by_arrow(rows: Rows) -> Found:

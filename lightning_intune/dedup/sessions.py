@@ -14,11 +14,12 @@ import torch
 
 from lightning_intune.column_types import is_list
 from lightning_intune.config import Schema, check_columns
+from lightning_intune.dedup.group_encoder import Part
 from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import Batch
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.rows import Engine
-from lightning_intune.dedup.transform import DedupSparse, Part, assemble
+from lightning_intune.dedup.transform import DedupSparse, assemble
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.transform import ToBatch, ToJagged
 

@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_intune.config import SparseFeature
-from lightning_intune.dedup.columns import column_rows
+from lightning_intune.dedup.group_encoder import GroupEncoder, Part
 from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor, checked_groups
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.plan import DedupPlan
-from lightning_intune.dedup.rows import Engine, find_equal_together
+from lightning_intune.dedup.rows import Engine
 from lightning_intune.flow.transform import ToJagged
-
-Part = tuple[KeyedJagged, Tensor | None]
-"""The stored rows of a group, and its inverse; None where every row is stored."""
 
 
 @final
@@ -38,12 +35,9 @@ class DedupSparse:
 
     def __init__(self, features: Sequence[SparseFeature], plan: DedupPlan, *, engine: Engine = "auto") -> None:
         self._keys = [feature.name for feature in features]
-        self._engine: Engine = engine
         by_name = {feature.name: feature for feature in features}
         groups = checked_groups(self._keys, plan.names)
-        columns = [[by_name[name].source_column for name in group] for group in groups]
-        encoders = [ToJagged([by_name[name] for name in group]) for group in groups]
-        self._groups = list(zip(columns, encoders, strict=True))
+        self._groups = [GroupEncoder([by_name[name] for name in group], engine=engine) for group in groups]
         self._rest = tuple(name for name in self._keys if name not in plan.features)
         self._rest_encoder = ToJagged([by_name[name] for name in self._rest])
 
@@ -51,17 +45,7 @@ class DedupSparse:
         """The features of these rows."""
         if not self._groups:
             return self._rest_encoder(table)
-        parts: list[Part] = []
-        for columns, encode in self._groups:
-            found = find_equal_together(
-                [rows for name in columns for rows in column_rows(table.column(name))], engine=self._engine
-            )
-            if len(found.firsts) == table.num_rows:
-                parts.append((encode(table), None))
-            else:
-                chosen = pa.array(found.firsts)
-                unique = pa.table({name: table.column(name).take(chosen) for name in dict.fromkeys(columns)})
-                parts.append((encode(unique), torch.from_numpy(found.inverse)))
+        parts: list[Part] = [encode(table) for encode in self._groups]
         if self._rest:
             parts.append((self._rest_encoder(table), None))
         return assemble(parts, self._keys, table.num_rows)

@@ -1,0 +1,80 @@
+"""Features that change together: where their rows repeat, and the embedding rows of those that are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lightning_intune.config import SparseFeature
+from lightning_intune.dedup.columns import Column
+from lightning_intune.dedup.jagged import KeyedJagged
+from lightning_intune.dedup.rows import Engine, find_equal_together
+from lightning_intune.flow.features import SparseEncoder
+from lightning_intune.flow.transform import ToJagged
+
+Part = tuple[KeyedJagged, Tensor | None]
+"""The stored rows of a group, and its inverse; None where every row is stored."""
+
+_TOGETHER_VALUES = 32_768  # in one go: an encoder's passes over them stay in the cache
+
+
+@final
+class GroupEncoder:
+    """A function from a table to the `Part` of one group of features. Picklable, and safe in several threads.
+
+    >>> features = [SparseFeature(name=name, num_embeddings=80, transform="id") for name in ("user", "age")]
+    >>> jagged, inverse = GroupEncoder(features)(pa.table({"user": [3, 3, 5], "age": [40, 40, 2]}))
+    >>> jagged.values().tolist(), inverse.tolist()
+    ([4, 6, 41, 3], [0, 0, 1])
+    """
+
+    def __init__(self, features: Sequence[SparseFeature], *, engine: Engine = "auto") -> None:
+        self._features = tuple(features)
+        self._engine: Engine = engine
+        self._whole = ToJagged(features)
+        self._encoders = [SparseEncoder(feature) for feature in features]
+        self._columns = tuple(dict.fromkeys(feature.source_column for feature in features))
+
+    def __call__(self, table: pa.Table) -> Part:
+        """The group's part of the batch of these rows."""
+        columns = {name: Column(table.column(name)) for name in self._columns}
+        found = find_equal_together([rows for column in columns.values() for rows in column.rows], engine=self._engine)
+        if len(found.firsts) == table.num_rows:
+            return self._whole(table), None
+        taken = {name: column.take(found.firsts, engine=self._engine) for name, column in columns.items()}
+        flat = [taken[feature.source_column][0] for feature in self._features]
+        lengths = np.concatenate([taken[feature.source_column][1] for feature in self._features])
+        jagged = KeyedJagged([feature.name for feature in self._features], _torch(self._encoded(flat)), _torch(lengths))
+        return jagged, _torch(found.inverse)
+
+    def _encoded(self, flat: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
+        """The embedding rows of each feature's values, one feature after the other."""
+        values = np.empty(sum(map(len, flat)), np.int64)
+        end = 0
+        # Unique rows are few, and a call for each feature would cost more than the hashing itself.
+        for _, alike in groupby(range(len(flat)), key=lambda place: self._kind(place, flat[place])):
+            places = list(alike)
+            joined = flat[places[0]] if len(places) == 1 else pa.concat_arrays([flat[place] for place in places])
+            encode = self._encoders[places[0]]
+            for begin in range(0, len(joined), _TOGETHER_VALUES):
+                some = joined.slice(begin, _TOGETHER_VALUES)
+                values[end : end + len(some)] = encode(some)
+                end += len(some)
+        return values
+
+    def _kind(self, place: int, values: pa.Array) -> tuple[object, ...]:
+        """What two neighbours must have in common to be encoded in one go."""
+        feature = self._features[place]
+        own = place if isinstance(values, pa.DictionaryArray) else -1  # a dictionary's rows are kept by its encoder
+        return own, values.type, feature.transform, feature.num_embeddings, feature.boundaries, feature.seed
+
+
+def _torch(array: npt.NDArray[np.int64 | np.int32]) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType] - torch types it loosely
