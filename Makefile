@@ -1,7 +1,7 @@
 # Every target sets up .venv first (tools/setup_env.py: exact pins, once), then runs from it.
 # Another interpreter: PYTHON=python3.12 make test
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples docs test slow check format lock release-check clean
+.PHONY: help setup demo examples docs test slow soak check format lock release-check clean
 .SUFFIXES:
 
 candidates := python3 python3.13 python3.12 python3.11 python
@@ -31,6 +31,9 @@ test: setup ## The tests, less those marked slow
 slow: setup ## The tests marked slow
 	@$(bin)/python -m pytest -q -m slow
 
+soak: setup ## Half an hour of faults, counted (SOAK_S=120: two minutes); exits 1 if a promise broke
+	@$(bin)/python -m tests.faults.soak
+
 check: setup ## Format, lint, types, the wall between data and decisions
 	@$(bin)/python tools/check.py
 
@@ -40,7 +43,10 @@ format: setup ## Let ruff rewrite what it can
 lock: ## Remake requirements.lock from pyproject.toml (needs the registry, some minutes)
 	@"$(PYTHON)" tools/make_lock.py
 
-release-check: setup ## Build wheel and sdist, use them in an empty environment (needs the registry, some minutes)
+release-soak: setup ## Half an hour of faults, counted (SOAK_S=120: two minutes); exits 1 if a promise broke
+	@$(bin)/python -m tests.faults.soak
+
+check: setup ## Build wheel and sdist, use them in an empty environment (needs the registry, some minutes)
 	@$(bin)/python tools/release_check.py
 
 clean: ## Remove .venv and every cache
