@@ -37,8 +37,10 @@ class InTuneCallback(Callback):
             the baselines `static`, `even`, `greedy`, `hill`, `random`, `plain_dqn`.
         objective: `throughput`, or `no_stall`: the fewest workers that keep the trainer from waiting.
         turn_interval_s: Seconds of training between two decisions, or `auto` to let the noise decide.
-        cpu_budget: CPUs the stages may use; None: what this process may (affinity, cpuset, cgroup quota).
-        memory_budget: Bytes this process and its children may hold; None: 80 % of the found limit.
+        cpu_budget: CPUs the stages may use; None: what this process may (affinity, cpuset, cgroup quota). Its loaders
+            share them by need, and so do the ranks of one host.
+        memory_budget: Bytes this process and its children may hold, with the host's other ranks; None: 80 % of the
+            found limit.
         warm_start: Widths by stage to begin with, as a former run's `callback.widths` gave them, or the path of the
             `intune_widths.yaml` which it wrote beside its decisions.
         log_decisions: Whether every turn is also appended to `intune_decisions.jsonl` in the run's folder.

@@ -12,7 +12,9 @@ import numpy as np
 from lightning_intune.control import Decision, Tuner
 from lightning_intune.control.agent import Agent
 from lightning_intune.control.budget import BudgetReading, ReadsBudget
+from lightning_intune.control.loader_budgets import LoaderBudgets
 from lightning_intune.control.reward import Objective
+from lightning_intune.control.shared_budget import Demand, SharedBudget
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.meters import FlowStats
 
@@ -35,6 +37,8 @@ class TunedLoader:
 
     Between `pause` and `resume` nothing counts, neither time nor what the stages or other jobs did: so a turn goes on
     over validations, and an epoch shorter than a turn is tuned too. It is paused once made. The training thread's.
+
+    `budget` is its part of the run's (`LoaderBudgets`); None: all of it.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class TunedLoader:
         loader: ElasticLoader[Any],
         settings: TunerSettings,
         *,
+        budget: SharedBudget | None = None,
         warm_start: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,7 +54,7 @@ class TunedLoader:
         self.last: Decision | None = None
         """Of the latest turn."""
         self._wall = clock
-        self._meters = _Meters(loader, settings.budget, clock)
+        self._meters = _Meters(loader, budget or LoaderBudgets(settings.budget).part(""), clock)
         self.tuner = Tuner(
             agent=settings.new_agent(),
             knobs=loader.knobs,
@@ -81,10 +86,10 @@ class TunedLoader:
 
 
 @final
-class _Meters:
-    """A loader's meters, the machine's, and a clock, all less what was counted during pauses."""
+class _Meters(SharedBudget):
+    """A loader's meters, its part of the machine, and a clock, all less what was counted during pauses."""
 
-    def __init__(self, loader: ElasticLoader[Any], budget: ReadsBudget, wall: Callable[[], float]) -> None:
+    def __init__(self, loader: ElasticLoader[Any], budget: SharedBudget, wall: Callable[[], float]) -> None:
         self.begun = loader.stats()
         self._loader, self._budget, self._wall = loader, budget, wall
         self._lost_s = self._lost_busy_s = 0.0
@@ -108,9 +113,19 @@ class _Meters:
             return reading
         return replace(reading, host_busy_s=max(1e-9, reading.host_busy_s - self._lost_busy_s))
 
+    def tell(self, demand: Demand) -> None:
+        self._budget.tell(demand)
+
+    def rest(self) -> None:
+        self._budget.rest()
+
+    def own(self, window: FlowStats) -> FlowStats:
+        return self._budget.own(window)
+
     def pause(self) -> None:
         if self._paused is None:
             self._paused = self.clock(), self.stats(), self.read().host_busy_s
+            self.rest()  # the others may have what it leaves
 
     def resume(self) -> None:
         if self._paused is None:

@@ -8,6 +8,8 @@ from typing import Any, final
 
 from torch.utils.data import DataLoader
 
+from lightning_intune.control.loader_budgets import LoaderBudgets
+from lightning_intune.control.rank_budget import among_ranks
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.tuned import TunedLoader, TunerSettings
 
@@ -27,6 +29,7 @@ class TunedLoaders(Mapping[str, TunedLoader]):
     def __init__(self, settings: TunerSettings, warm_start: Mapping[str, int] | None) -> None:
         self._settings, self._warm_start = settings, dict(warm_start or {})
         self._tuned: dict[str, TunedLoader] = {}
+        self._budgets: LoaderBudgets | None = None
         self._states: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> TunedLoader:
@@ -39,8 +42,8 @@ class TunedLoaders(Mapping[str, TunedLoader]):
         return len(self._tuned)
 
     def clear(self) -> None:
-        """Another run: other loaders."""
-        self._tuned = {}
+        """Another run: other loaders, and maybe other ranks to share with."""
+        self._tuned, self._budgets = {}, None
 
     def watch(self, split: str, loaders: Any) -> list[str | None]:
         """Make a tuner for each elastic loader among `loaders` that has none yet.
@@ -77,10 +80,13 @@ class TunedLoaders(Mapping[str, TunedLoader]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) tunes other loaders; what was learnt goes along.
-        return {**self.__dict__, "_tuned": {}, "_states": self.state_dict()}
+        return {**self.__dict__, "_tuned": {}, "_budgets": None, "_states": self.state_dict()}
 
     def _new(self, name: str, loader: ElasticLoader[Any]) -> TunedLoader:
-        tuned = TunedLoader(loader, self._settings, warm_start=self._starts(name, loader))
+        if self._budgets is None:
+            self._budgets = LoaderBudgets(among_ranks(self._settings.budget))
+        budget = self._budgets.part(name)
+        tuned = TunedLoader(loader, self._settings, budget=budget, warm_start=self._starts(name, loader))
         if name in self._states:
             try:
                 tuned.tuner.load_state_dict(self._states[name])

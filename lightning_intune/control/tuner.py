@@ -17,6 +17,7 @@ from lightning_intune.control.neighbours import Neighbours
 from lightning_intune.control.noise import NoiseMeter
 from lightning_intune.control.reading import live_reading
 from lightning_intune.control.reward import Objective, RewardSettings, moved_share, no_stall_reward, reward
+from lightning_intune.control.shared_budget import SharedBudget, demand_of
 from lightning_intune.control.turn import Phase, TurnTimer
 from lightning_intune.errors import ConfigError
 from lightning_intune.knobs import Knob
@@ -123,7 +124,11 @@ class Tuner:
         noise = max(self._noise.noise, min(0.2, 0.5 * self._timer.error()))
         budget = self._budget.read()
         others = self._neighbours.observe(end, budget)
+        if isinstance(self._budget, SharedBudget):
+            window = self._budget.own(window)
         reading = live_reading(window, self._knobs, budget, noise, others)
+        if isinstance(self._budget, SharedBudget) and bool(reading.is_valid[0]):
+            self._budget.tell(demand_of(reading, window))
         choice = self._agent.decide(reading)
         lanes = self._lanes.turn(window, self._knobs, budget.cpus)
         if lanes:  # what was known of these stages no longer holds

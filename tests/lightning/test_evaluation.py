@@ -135,8 +135,8 @@ def test_losses_are_the_same_with_and_without_a_tuned_validation(clicks: Path, d
 def test_a_former_runs_widths_begin_training_and_validation_alike(clicks: Path, data: Any, tmp_path: Path) -> None:
     found = {"read": 2, "transform": 3, "prefetch": 4, "val/read": 5, "val/transform": 2, "val/prefetch": 7}
     module = data(val=str(clicks))
-    run = trainer(tmp_path, callbacks=[InTuneCallback(warm_start=found, agent="static")], max_epochs=3)
-    run.fit(Validated(), module)
+    run = trainer(tmp_path, callbacks=[InTuneCallback(warm_start=found, turn_interval_s=1e6)], max_epochs=3)
+    run.fit(Validated(), module)  # too short for a turn, however busy the machine
     widths = {
         split: [stage.knob.target() for stage in module.loaders[split].stages.values()] for split in module.loaders
     }
