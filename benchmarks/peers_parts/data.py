@@ -33,12 +33,13 @@ def folder_of(num_rows: int) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         ready = Path(unfinished) / "ready"
         ready.mkdir()
-        _write(ready, num_rows)
+        write(ready, num_rows)
         ready.rename(folder)
     return folder
 
 
-def _write(folder: Path, num_rows: int) -> None:
+def write(folder: Path, num_rows: int) -> None:
+    """Both layouts, in `folder`."""
     rng = np.random.default_rng(0)
     session = np.repeat(np.arange(num_rows), rng.geometric(1 / _SESSION_MEAN_ROWS, num_rows))[:num_rows]
     means = np.linspace(5, 50, NUM_SESSION_FEATURES)

@@ -60,7 +60,7 @@ def dataloader(work: Work, setting: str) -> Generator[Batches]:
             return self.fused(index)
 
     width = _number(setting)
-    yield iter(DataLoader(Batched(), batch_size=None, num_workers=width, prefetch_factor=2))
+    yield iter(DataLoader(Batched(), batch_size=None, num_workers=width))
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Transform:
             "dense": dense,
             "values": np.concatenate(values),
             "lengths": np.concatenate(lengths),
-            "labels": _floats(table, "label")[:, np.newaxis],
+            "labels": _floats(table, "label")[:, np.newaxis].copy(),  # what Arrow gives is not to be written to
         }
 
     def ids(self, column: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
