@@ -73,7 +73,7 @@ class InTuneDataModule(LightningDataModule):
             ``{read: {retries: 3}}``. Others are raised. Where something may be skipped, an epoch's number of batches is
             not known beforehand.
         balance: Training batches of equal cost, on one rank and over several; `batch_size` counts its units. See
-            `lightning_intune.balance.Balance`. None: off.
+            `lightning_intune.balance.Balance`.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -101,7 +101,7 @@ class InTuneDataModule(LightningDataModule):
         filters: Any = None,
         dedup: list[list[str]] | None = None,
         on_error: dict[str, OnError] | None = None,
-        balance: Balance | None = None,
+        balance: Balance = OFF,
     ) -> None:
         super().__init__()
         self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
@@ -112,7 +112,6 @@ class InTuneDataModule(LightningDataModule):
         self._filters = _as_tuples(filters)
         self._on_error = _checked_policies(on_error or {})
         # A group that names no feature shows here, not after the data is found.
-        balance = OFF if balance is None else balance
         self._dedup, self._balance = dedup, balance
         self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
         self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)

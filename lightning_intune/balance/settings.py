@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Literal, get_args
 
 from lightning_intune.balance.cost import CostModel
 from lightning_intune.config import Schema, check_columns
@@ -14,9 +14,8 @@ SettableMode = Literal["off", "local", "reservoir", "global", False]  # YAML rea
 Unit = Literal["impression", "session"]
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class Balance:
+class Balance:  # not marked final: jsonargparse takes no such default, and `--print_config` would show no field
     """Training batches of equal cost, over one rank's steps and over all ranks. Off by default.
 
     A rank's batch then has `loss_scale`: multiply the sum of its losses by it, or use `balance.mean_loss`.
