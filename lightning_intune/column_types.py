@@ -67,6 +67,9 @@ def _check_sparse(feature: SparseFeature, kind: pa.DataType) -> None:
         "bucket": ("numbers (for strings use transform='hash')", is_number(value)),
     }
     expected, fits = wants[feature.transform]
+    if feature.ngram > 1 and not is_list(kind):
+        what = f"sparse feature '{feature.name}' (ngram={feature.ngram})"
+        raise _mistyped(what, feature.source_column, kind, "lists, whose neighbours it joins")
     if not fits:
         what = f"sparse feature '{feature.name}' (transform='{feature.transform}')"
         raise _mistyped(what, feature.source_column, kind, f"{expected}, or lists of them")

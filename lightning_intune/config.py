@@ -60,6 +60,7 @@ class SparseFeature:
 
     `hash`: strings, bytes, integers or booleans, spread over the rows by a hash that is the same in every
     process, on every machine (`flow/hashing.py`); tables of one `seed` agree on equal values.
+    With `ngram`, each run of so many neighbours in a row's list is one category, beside or instead of the list itself.
     `id`: integers 0 to `num_embeddings - 2`, each its own row (value + 1); others are unseen.
     `bucket`: numbers; x gets row 1 + how many `boundaries` are <= x.
     """
@@ -76,6 +77,8 @@ class SparseFeature:
     """For `bucket`: strictly ascending finite numbers, in the column's unit."""
     seed: int = 0
     """For `hash`: another seed, another spread; 0 or more."""
+    ngram: int = 1
+    """For `hash`: 2 makes each pair of neighbours in a list one value, 3 each run of three; 1: each by itself."""
     embedding_dim: int | None = None
     """Numbers in one embedding; None leaves it to the model."""
 
@@ -94,6 +97,11 @@ class SparseFeature:
             )
         if self.seed < 0:
             raise ConfigError(f"{what}: seed={self.seed} is negative. Set seed to 0 or more.")
+        if self.ngram < 1 or (self.ngram > 1 and self.transform != "hash"):
+            raise ConfigError(
+                f"{what}: ngram={self.ngram} with transform='{self.transform}' joins no values. Set ngram to 1 or "
+                "more; above 1 only with transform='hash'."
+            )
         if self.embedding_dim is not None and self.embedding_dim < 1:
             raise ConfigError(
                 f"{what}: embedding_dim={self.embedding_dim} holds no number. Set it to 1 or more, or leave it out."

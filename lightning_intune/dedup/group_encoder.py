@@ -15,8 +15,9 @@ from torch import Tensor
 from lightning_intune.config import SparseFeature
 from lightning_intune.dedup.columns import Column
 from lightning_intune.dedup.jagged import KeyedJagged
-from lightning_intune.dedup.rows import Engine, find_equal_together
+from lightning_intune.dedup.rows import Engine, Lengths, find_equal_together
 from lightning_intune.flow.features import SparseEncoder
+from lightning_intune.flow.ngrams import NgramEncoder, ngram_counts
 from lightning_intune.flow.transform import ToJagged
 
 Part = tuple[KeyedJagged, Tensor | None]
@@ -49,31 +50,34 @@ class GroupEncoder:
         if len(found.firsts) == table.num_rows:
             return self._whole(table), None
         taken = {name: column.take(found.firsts, engine=self._engine) for name, column in columns.items()}
-        flat = [taken[feature.source_column][0] for feature in self._features]
-        lengths = np.concatenate([taken[feature.source_column][1] for feature in self._features])
-        jagged = KeyedJagged([feature.name for feature in self._features], _torch(self._encoded(flat)), _torch(lengths))
+        flat = [taken[feature.source_column] for feature in self._features]
+        lengths = [ngram_counts(own[1], feature.ngram) for own, feature in zip(flat, self._features, strict=True)]
+        names = [feature.name for feature in self._features]
+        jagged = KeyedJagged(names, _torch(self._encoded(flat)), _torch(np.concatenate(lengths)))
         return jagged, _torch(found.inverse)
 
-    def _encoded(self, flat: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
+    def _encoded(self, flat: Sequence[tuple[pa.Array, Lengths]]) -> npt.NDArray[np.int64]:
         """The embedding rows of each feature's values, one feature after the other."""
-        values = np.empty(sum(map(len, flat)), np.int64)
-        end = 0
+        parts: list[npt.NDArray[np.int64]] = []
         # Unique rows are few, and a call for each feature would cost more than the hashing itself.
-        for _, alike in groupby(range(len(flat)), key=lambda place: self._kind(place, flat[place])):
+        for _, alike in groupby(range(len(flat)), key=lambda place: self._kind(place, flat[place][0])):
             places = list(alike)
-            joined = flat[places[0]] if len(places) == 1 else pa.concat_arrays([flat[place] for place in places])
-            encode = self._encoders[places[0]]
-            for begin in range(0, len(joined), _TOGETHER_VALUES):
-                some = joined.slice(begin, _TOGETHER_VALUES)
-                values[end : end + len(some)] = encode(some)
-                end += len(some)
-        return values
+            first, values = places[0], [flat[place][0] for place in places]
+            joined = values[0] if len(places) == 1 else pa.concat_arrays(values)
+            if self._features[first].ngram > 1:
+                lengths = np.concatenate([flat[place][1] for place in places])
+                parts.append(NgramEncoder(self._features[first], lengths)(joined))
+                continue
+            encode = self._encoders[first]
+            starts = range(0, len(joined), _TOGETHER_VALUES)
+            parts += [encode(joined.slice(begin, _TOGETHER_VALUES)) for begin in starts]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _kind(self, place: int, values: pa.Array) -> tuple[object, ...]:
         """What two neighbours must have in common to be encoded in one go."""
-        feature = self._features[place]
+        one = self._features[place]
         own = place if isinstance(values, pa.DictionaryArray) else -1  # a dictionary's rows are kept by its encoder
-        return own, values.type, feature.transform, feature.num_embeddings, feature.boundaries, feature.seed
+        return own, values.type, one.transform, one.num_embeddings, one.boundaries, one.seed, one.ngram
 
 
 def _torch(array: npt.NDArray[np.int64 | np.int32]) -> Tensor:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lightning_intune.column_types import is_list, is_text
 from lightning_intune.config import SparseFeature
-from lightning_intune.flow.hashing import hash_numbers, hash_texts, to_rows
+from lightning_intune.flow.hashing import Words, hash_numbers, hash_texts, number_words, to_rows
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -49,6 +49,23 @@ def flat_values(column: pa.ChunkedArray) -> tuple[list[pa.Array], Lengths | None
         begin += len(chunk)
     # `flatten` respects slices and leaves out what lies under null lists.
     return [chunk.flatten() for chunk in column.chunks], lengths
+
+
+def value_words(values: pa.Array, seed: int) -> Words:
+    """64 bits for each value, equal where values are, in new memory; a null has those of zero or of no text.
+
+    Numbers are not mixed yet, so they spread badly by themselves.
+    """
+    if isinstance(values, pa.DictionaryArray):
+        if values.dictionary.null_count == 0 and len(values.dictionary) <= _MAX_UNUSED * (len(values) + 1024):
+            words = value_words(values.dictionary, seed)
+            return np.append(words, np.uint64(0))[_places(values)]
+        values = values.dictionary_decode()
+    if is_text(values.type):
+        return hash_texts(_plain_text(values), seed)
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), np.uint64)
+    return number_words(_integers(values), seed)
 
 
 @final
@@ -118,10 +135,15 @@ class _KeptTables:
 
 
 def _look_up(values: pa.DictionaryArray, table: Rows) -> Rows:
+    return table[_places(values)]
+
+
+def _places(values: pa.DictionaryArray) -> npt.NDArray[Any]:
+    """Each value's place in the dictionary; a null's is one behind its end."""
     indices = values.indices
     if indices.null_count:
-        indices = pc.fill_null(pc.cast(indices, pa.int64()), len(table) - 1)
-    return table[indices.to_numpy(zero_copy_only=False)]
+        indices = pc.fill_null(pc.cast(indices, pa.int64()), len(values.dictionary))
+    return indices.to_numpy(zero_copy_only=False)
 
 
 def _encode(values: pa.Array, feature: SparseFeature) -> Rows:

@@ -30,7 +30,12 @@ def hash_numbers(values: npt.NDArray[np.integer[Any]], seed: int) -> Words:
     >>> [hex(h) for h in hash_numbers(np.array([0, 1]), seed=0)]
     ['0x0', '0x5692161d100b05e5']
     """
-    return _mix(values.astype(np.int64, copy=False).view(np.uint64) + _key(seed))
+    return _mix(number_words(values, seed))
+
+
+def number_words(values: npt.NDArray[np.integer[Any]], seed: int) -> Words:
+    """What `hash_numbers` mixes: 64 bits of each whole number and the seed, in new memory."""
+    return values.astype(np.int64, copy=False).view(np.uint64) + _key(seed)
 
 
 def hash_texts(values: pa.Array, seed: int) -> Words:
@@ -49,6 +54,13 @@ def hash_texts(values: pa.Array, seed: int) -> Words:
     words = words_at[np.repeat(starts, num_words) + place * _WORD_BYTES] & _KEEP[np.minimum(left, _WORD_BYTES)]
     mixed = _mix(words + _mix((place + 1).view(np.uint64) * _GOLDEN + _key(seed)))
     return _mix(np.add.reduceat(mixed, first) + num_bytes.view(np.uint64) * _GOLDEN)
+
+
+def combine(left: Words, right: Words) -> None:
+    """Set `left` to one hash of each pair, in which the order counts."""
+    left *= _GOLDEN
+    left += right
+    _mix(left)
 
 
 def to_rows(hashes: Words, num_rows: int) -> npt.NDArray[np.int64]:

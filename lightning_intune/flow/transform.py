@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -14,9 +15,13 @@ from torch import Tensor
 from lightning_intune.config import Schema, SparseFeature
 from lightning_intune.dedup.jagged import Batch, KeyedJagged
 from lightning_intune.flow.features import Floats, Lengths, Rows, SparseEncoder, fill_floats, flat_values
+from lightning_intune.flow.ngrams import NgramEncoder, ngram_counts
 
 if TYPE_CHECKING:
     from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
+
+
+Encode = Callable[[pa.Array], Rows]
 
 
 @final
@@ -31,16 +36,24 @@ class ToJagged:
         """The features of these rows."""
         features, num_rows = self._features, table.num_rows
         lengths: Lengths = np.ones(len(features) * num_rows, np.int32)
-        parts: list[tuple[SparseEncoder, pa.Array]] = []
+        parts: list[tuple[Encode, pa.Array, int]] = []  # and how many values come of it
         for i, (feature, encode) in enumerate(zip(features, self._encoders, strict=True)):
             chunks, counts = flat_values(table.column(feature.source_column))
-            parts.extend((encode, chunk) for chunk in chunks)
+            own = lengths[i * num_rows : (i + 1) * num_rows]
             if counts is not None:
-                lengths[i * num_rows : (i + 1) * num_rows] = counts
-        values: Rows = np.empty(sum(len(chunk) for _, chunk in parts), np.int64)
+                own[:] = counts
+            if feature.ngram == 1:
+                parts.extend((encode, chunk, len(chunk)) for chunk in chunks)
+                continue
+            sizes = [len(chunk) for chunk in table.column(feature.source_column).chunks]
+            for chunk, begin, size in zip(chunks, accumulate(sizes, initial=0), sizes, strict=False):
+                grams = NgramEncoder(feature, own[begin : begin + size].copy())
+                parts.append((grams, chunk, grams.num_values))
+            own[:] = ngram_counts(own, feature.ngram)
+        values: Rows = np.empty(sum(count for _, _, count in parts), np.int64)
         end = 0
-        for encode, chunk in parts:  # each result is copied while it is in cache, and its memory serves the next
-            begin, end = end, end + len(chunk)
+        for encode, chunk, count in parts:  # each result is copied while it is in cache, and its memory serves the next
+            begin, end = end, end + count
             values[begin:end] = encode(chunk)
         return KeyedJagged([feature.name for feature in features], _torch(values), _torch(lengths))
 

@@ -38,6 +38,8 @@ SCHEMA = Schema(
         SparseFeature(name="user", num_embeddings=50),
         SparseFeature(name="history", num_embeddings=50),
         SparseFeature(name="words", num_embeddings=50),
+        SparseFeature(name="history pairs", column="history", num_embeddings=50, ngram=2),
+        SparseFeature(name="word pairs", column="words", num_embeddings=50, ngram=2),
         SparseFeature(name="age", num_embeddings=5, transform="bucket", boundaries=[1.0, 2.0]),
         SparseFeature(name="item", num_embeddings=50, transform="id"),
     ],
