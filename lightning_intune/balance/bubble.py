@@ -32,7 +32,7 @@ class BubbleStats:
 
 @final
 class BubbleMeter:
-    """Collects every rank's step times into windows of `window` steps. One thread at a time."""
+    """Collects every rank's step times into windows of `window` steps or more. One thread at a time."""
 
     def __init__(self, num_ranks: int, window: int) -> None:
         if window < 1:
@@ -50,21 +50,15 @@ class BubbleMeter:
             del self._planned[next(iter(self._planned))]
 
     def observe(self, rank: int, step: int, seconds: float) -> None:
-        """What `step` took on `rank`; the window ends with the last step that all ranks have told."""
-        if step not in self._planned:
-            return
-        self._seconds.setdefault(step, {})[rank] = seconds
-        if len(full := self._full()) >= self._window:
-            self._close(full)
+        """What `step` took on `rank`."""
+        if step in self._planned:
+            self._seconds.setdefault(step, {})[rank] = seconds
 
-    def flush(self) -> None:
-        """End the window with what has been told, if that is a step at least: there is no more to come."""
-        if full := self._full():
+    def close(self, *, at_least: int | None = None) -> None:
+        """End the window with the steps that all ranks have told, if they are `at_least` (None: `window`)."""
+        full = sorted(step for step, told in self._seconds.items() if len(told) == self._num_ranks)
+        if len(full) >= (self._window if at_least is None else at_least):
             self._close(full)
-
-    def _full(self) -> list[int]:
-        """The steps that all ranks have told."""
-        return sorted(step for step, told in self._seconds.items() if len(told) == self._num_ranks)
 
     def _close(self, steps: list[int]) -> None:
         seconds = np.array([[self._seconds[step][rank] for rank in range(self._num_ranks)] for step in steps])

@@ -127,6 +127,11 @@ class BalancedExchange(Node[RankBatch[T]]):
         return tuple({id(node): node for node in self._nodes.values()}.values()) or super().sources
 
     @property
+    def keeps_order(self) -> bool:
+        """False: on another number of ranks a resume deals out other steps, so stages downstream may drop none."""
+        return False
+
+    @property
     def bubbles(self) -> BubbleStats | None:
         """The last full window of steps that all ranks have told `observe` about; None before."""
         return None if self._meter is None else self._meter.last
@@ -162,7 +167,7 @@ class BalancedExchange(Node[RankBatch[T]]):
         for rank, steps in enumerate(everybody):
             for step, seconds, *_ in steps:
                 self._meter.observe(rank, step, seconds)
-        self._meter.flush()
+        self._meter.close(at_least=1)
         return self.bubbles
 
     def set_epoch(self, epoch: int) -> None:

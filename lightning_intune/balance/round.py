@@ -121,6 +121,7 @@ class Round(Generic[T]):
         for rank, told in enumerate(reports):
             for step, seconds, *_ in told.observed:
                 desk.meter.observe(rank, step, seconds)
+        desk.meter.close()
         self.is_sound = all(told.error is None or told.is_stopped for told in reports)
         _raise_failures([told.error for told in reports], error, [told.is_stopped for told in reports])
         self.is_sound = False
