@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def locate(paths: Paths, filesystem: Any = None) -> tuple[list[str], fs.FileSyst
     places = {_place(path) for path in listed}
     if len(places) > 1:
         raise ConfigError(
-            f"ParquetSource: the paths lie on several filesystems ({', '.join(sorted(map(repr, places)))}), and one "
+            f"ParquetSource: the paths lie on several filesystems ({', '.join(sorted(map(_shown, places)))}), and one "
             "source reads from one. Copy the files to one place, or make a source of each."
         )
     if places == {""}:
@@ -75,6 +76,15 @@ def _from_uri(uri: str) -> tuple[str, fs.FileSystem]:
     return "/".join([path.rstrip("/"), *tail]) if tail else path, filesystem
 
 
+def _shown(uri: str) -> str:
+    """A URI as an error may show it: without the key and secret it may carry.
+
+    >>> _shown("s3://key:secret@bucket/clicks")
+    "'s3://***@bucket/clicks'"
+    """
+    return repr(re.sub(r"//[^/@]*@", "//***@", uri))
+
+
 def _parse(uri: str) -> tuple[str, fs.FileSystem]:
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
@@ -90,7 +100,7 @@ def _parse_by_fsspec(uri: str) -> tuple[str, fs.FileSystem]:
         filesystem, path = url_to_fs(uri)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"ParquetSource: nothing here can read '{uri}' ({error}). Install the fsspec package for that scheme "
+            f"ParquetSource: nothing here can read {_shown(uri)} ({error}). Install the fsspec package for that scheme "
             "(s3fs, gcsfs, adlfs, ...), or pass `filesystem`."
         ) from error
     return path, arrow_filesystem(filesystem)

@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar, final
 import torch
 from torch.utils.data import SequentialSampler
 
-from lightning_intune.errors import ConfigError
+from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
 from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.flow.trail import Progress, Trail
@@ -127,7 +127,12 @@ class ElasticLoader(Generic[T]):
         self._epoch, self._num_yielded = state["epoch"], state["num_yielded"]
         self._asked_epoch, self._untouched, self._resumed = None, True, True
         set_epoch(self.root, self._epoch)
-        self.root.reset(state["root"])
+        try:
+            self.root.reset(state["root"])
+        except (ConfigError, StageError):
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise _damaged(f"a node cannot begin from its part ({type(error).__name__}: {error})") from error
         if self.restart_on_stop_iteration:
             try:
                 self._ahead = (state["root"], next(self.root))
@@ -218,6 +223,9 @@ class ElasticLoader(Generic[T]):
                 f"ElasticLoader: this state belongs to the graph {theirs}, and this loader's is {ours}. "
                 "Build the same graph (widths, lanes and prefetch depth may differ), or start without the state."
             )
+        for what, kinds in (("epoch", int), ("num_yielded", int), ("root", Mapping | None)):
+            if what not in state_dict or not isinstance(state_dict[what], kinds):
+                raise _damaged(f"its '{what}' is {state_dict.get(what, 'missing')!r}")
         self._loaded = state_dict
 
     # ---- stages and meters ----
@@ -303,6 +311,12 @@ def _num_samples(batch: Any) -> int:
     if isinstance(batch, str | bytes) or not hasattr(batch, "__len__"):
         return 1
     return len(batch)
+
+
+def _damaged(why: str) -> ConfigError:
+    return ConfigError(
+        f"ElasticLoader: this state is damaged: {why}. Resume from an earlier checkpoint, or start the epoch anew."
+    )
 
 
 def _named_stages(root: BaseNode[Any]) -> dict[str, ElasticStage[Any]]:

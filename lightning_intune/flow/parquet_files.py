@@ -153,7 +153,7 @@ def _footer(path: str, filesystem: fs.FileSystem, types: Mapping[str, pa.DataTyp
             known = partition_guarantee(path, from_folders)
             fragment = ds.ParquetFileFormat().make_fragment(source, partition_expression=known)
             fragment.ensure_complete_metadata()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: a column's damaged name
         raise ConfigError(
             f"ParquetSource: '{path}' is not a readable Parquet file ({error}). Leave it out of the paths, or write "
             "it anew."

@@ -24,6 +24,9 @@ class Seeded(Node[T]):
     def _begin(self, state: State | None, **start: Any) -> State:
         """`state`, or that of a fresh pass, which begins at `start`."""
         begun: State = state or {"seed": self._seed, "epoch": self._next_epoch, **start}
+        for what in ("seed", "epoch"):
+            if not isinstance(begun[what], int):
+                raise TypeError(f"{type(self).__name__}: its {what} is {begun[what]!r}")
         self._seed, self._epoch = begun["seed"], begun["epoch"]
         return begun
 

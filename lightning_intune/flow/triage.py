@@ -187,7 +187,11 @@ def _chained(segment: list[Any]) -> list[int]:
     return found
 
 
-def _shown(value: Any, how: Callable[[Any], str] = reprlib.repr) -> str:
+_BRIEF = reprlib.Repr()  # of a list of a million its first few; of what is no container, a description
+_BRIEF.maxother = _BRIEF.maxstring = 400
+
+
+def _shown(value: Any, how: Callable[[Any], str] = _BRIEF.repr) -> str:
     try:
         text = how(value)
     except Exception as error:  # noqa: BLE001 - a user's `__repr__`

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from lightning_intune.errors import ConfigError
+from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow import (
     Batch,
     ElasticLoader,
@@ -182,3 +182,45 @@ def test_a_copy_made_in_the_middle_of_a_pass_begins_anew_and_disturbs_nothing(na
 def test_what_is_no_loaders_state_is_refused_in_words(state: Any) -> None:
     with pytest.raises(ConfigError, match="ElasticLoader: this state"):
         ElasticLoader(IterableSource(range(3))).load_state_dict(state)
+
+
+def _places(state: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    members = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    for key, member in members:
+        yield from _places(member, (*path, key))
+
+
+def _with(state: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
+    copied = at = copy.deepcopy(state)
+    for key in path[:-1]:
+        at = at[key]
+    change(at, path[-1])
+    return copied
+
+
+def _graph() -> ElasticLoader[Any]:
+    node = Unbatch(Batch(ElasticMapper(IterableSource(range(60)), same, 2), 7))
+    return ElasticLoader(ElasticPrefetcher(Shuffle(node, 8), 3))
+
+
+def test_a_damaged_state_is_refused_in_words_wherever_it_is_damaged() -> None:
+    with _graph() as loader:
+        list(islice(loader, 23))
+        state = loader.state_dict()
+    deeds: list[Callable[[Any, Any], None]] = [
+        lambda at, key: at.__delitem__(key),
+        lambda at, key: at.__setitem__(key, "damaged"),
+        lambda at, key: at.__setitem__(key, {"other": 1}),
+    ]
+    refused = 0
+    for path in _places(state):
+        for deed in deeds:
+            with _graph() as loader:
+                try:
+                    loader.load_state_dict(_with(state, path, deed))
+                    list(loader)
+                except (ConfigError, StageError):  # the latter where it shows with the first item only
+                    refused += 1
+    assert refused > 30  # some parts may be anything: what an epoch's number is, nobody but the user knows

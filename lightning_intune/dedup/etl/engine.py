@@ -90,7 +90,12 @@ def _named(error: Exception, scratch: Path) -> Exception:
             f"the memory limit does not suffice ({_first_line(words)}). Raise --memory-limit, or lower --threads."
         )
     unreadable = (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException, duckdb.BinderException)
-    if isinstance(error, unreadable) or (is_streamed and words.startswith(("IO Error", "Invalid Input Error"))):
+    # Its Parquet reader raises the bare class for damaged pages and footers; our own SQL would fail with another.
+    if (
+        isinstance(error, unreadable)
+        or type(error) is duckdb.Error
+        or (is_streamed and words.startswith(("IO Error", "Invalid Input Error")))
+    ):
         return ConfigError(f"the data cannot be read: {' '.join(words.split())[:600]}")
     return error
 

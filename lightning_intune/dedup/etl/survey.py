@@ -114,8 +114,13 @@ def _time(inputs: Inputs, time: str, high: Any) -> tuple[str, str]:
     if kind.startswith(("TIMESTAMP", "DATE")):
         return "type", f"epoch_us({at})"
     if kind in ("BIGINT", "INTEGER", "UBIGINT", "UINTEGER", "SMALLINT", "USMALLINT", "HUGEINT", "DOUBLE", "FLOAT"):
-        name, _, scale = next(unit for unit in _UNITS if abs(float(high)) < unit[1])
-        return name, f"{at} * {scale}"
+        for name, end, scale in _UNITS:
+            if abs(float(high)) < end:
+                return name, f"{at} * {scale}"
+        raise ConfigError(
+            f"cluster: time column '{time}' of '{inputs.files[0]}' reaches {high}, which is no time in s, ms, us or ns "
+            "since 1970. Mend it, or name another column with --time."
+        )
     raise ConfigError(
         f"cluster: time column '{time}' of '{inputs.files[0]}' holds {kind}, which is neither a timestamp nor a "
         "number. Cast it, or name another column with --time."
