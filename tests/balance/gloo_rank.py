@@ -1,10 +1,8 @@
-"""One rank of the tests over gloo: run as a program with a case, prints what it saw as JSON."""
+"""One rank of the tests over gloo: run as a program, prints what it saw as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from itertools import islice
 from typing import Any
@@ -66,34 +64,12 @@ def train(rank: int) -> dict[str, Any]:
     return out
 
 
-def broken(rank: int, case: str) -> dict[str, Any]:
-    """Rank 1 dies, stalls or fails after two steps; what the rank has to say of it."""
-    node = exchange(rank, batch_size=1, window=1, timeout_s=3.0)
-    dist.barrier()
-    list(islice(node, 2))
-    if rank == 1 and case == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if rank == 1 and case == "stalls":
-        # It takes no more steps, until rank 0 has given it up and said so.
-        dist.distributed_c10d._get_default_store().wait(["given-up"])
-    try:
-        list(node)
-    except RuntimeError as error:
-        dist.distributed_c10d._get_default_store().set("given-up", "yes")
-        return {"error": str(error)}
-    return {"error": None}
-
-
 def main() -> None:
-    case, rank, world_size, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    rank, world_size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    out = train(rank) if case == "train" else broken(rank, case)
-    sys.stdout.write(json.dumps(out) + "\n")
+    sys.stdout.write(json.dumps(train(rank)) + "\n")
     sys.stdout.flush()
-    if case == "train":
-        dist.destroy_process_group()
-    else:
-        os._exit(0)  # a broken group is not taken down in order
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
