@@ -51,7 +51,7 @@ class PipelineEnv(gymnasium.Env[Seen, NDArray[np.int64]]):
 
     Observation: stage features [max_stages x 25], whole features [37], real stages [max_stages] and the
     legal moves [max_stages x 9], flat. With `single=True` an action moves one stage only, Discrete, for
-    learners without joint actions. Reward: rate over a fixed scale, less memory and moves (`reward`).
+    learners without joint actions. Reward: rate over a fixed scale, less memory, moves and slower steps (`reward`).
     `info` has `share` of the oracle where there is one, `samples_per_s`, `widths` and `action_mask`.
     """
 
@@ -133,7 +133,7 @@ class PipelineEnv(gymnasium.Env[Seen, NDArray[np.int64]]):
         r = now.reading
         moved = moved_share(before.reading.width, r.width)
         share = r.memory_bytes / r.memory_limit_bytes
-        return float(reward(r.samples_per_s, np.array([self._scale]), share, moved, RewardSettings())[0])
+        return float(reward(r.samples_per_s, np.array([self._scale]), share, moved, RewardSettings(), now.lost)[0])
 
     def _mask(self) -> Bools:
         mask = np.zeros((self._max_stages, len(MOVES)), dtype=np.bool_)

@@ -11,6 +11,8 @@ from lightning_intune.control.arrays import TINY, Bools, Floats, log_ratio
 from lightning_intune.control.best import BestKnown
 from lightning_intune.control.model import ModelSettings, Proposal, ServiceModel
 from lightning_intune.control.reading import Reading
+from lightning_intune.control.reward import RewardSettings, worth
+from lightning_intune.control.step_time import StepTime
 
 
 @final
@@ -50,6 +52,8 @@ class Situation:
     """[B] CPU per sample now over the least seen since the last shift: what contention adds."""
     last_widths: Floats
     last_rate: Floats
+    lost: Floats
+    """[B] share of the turn's time that the trainer lost to slower steps of its own (`StepTime`)."""
 
     @property
     def is_fresh(self) -> Bools:
@@ -64,6 +68,7 @@ class Knowledge:
     def __init__(self, num_pipelines: int, num_stages: int, settings: ModelSettings | None = None) -> None:
         self.model = ServiceModel(num_pipelines, num_stages, settings)
         self.best = BestKnown(num_pipelines, num_stages)
+        self.step_time = StepTime(num_pipelines)
         self.turns = np.zeros(num_pipelines)
         self.last_widths = np.zeros((num_pipelines, num_stages))
         self.last_rate = np.zeros(num_pipelines)
@@ -82,6 +87,7 @@ class Knowledge:
         """Fresh pipelines in the chosen rows: nothing is known of them."""
         self.model.reset(rows)
         self.best.clear(rows)
+        self.step_time.reset(rows)
         for array in (
             self.turns,
             self.last_widths,
@@ -102,6 +108,7 @@ class Knowledge:
     def wake(self, rows: Bools) -> None:
         """Keep the model but treat the chosen pipelines as newly shifted."""
         self.best.clear(rows)
+        self.step_time.reset(rows)
         self.turns[rows] = 0.0
         self.least_used_s[rows] = 0.0
         self.trust[rows] = 1.0
@@ -109,12 +116,15 @@ class Knowledge:
     def observe(self, reading: Reading) -> Situation:
         """The situation after `reading`."""
         reading = self._smoothed(reading)
-        stages, whole = self._shifts(reading)
+        lost = self.step_time.lost(reading, (reading.width == self.last_widths).all(1))
+        stages, whole = self._shifts(reading, worth(reading.samples_per_s, lost, RewardSettings()))
         self.model.reset_stages(stages)
         shifted = stages.any(1) | whole
         self.wake(shifted)
         self.model.update(reading)
-        self.best.update(reading.width, reading.samples_per_s, reading.noise, reading.is_valid)
+        lost = np.where(shifted, 0.0, lost)
+        counted = worth(reading.samples_per_s, lost, RewardSettings())
+        self.best.update(reading.width, counted, reading.noise, reading.is_valid)
         best_widths, best_rate, _ = self.best.best(reading.noise)
         known = (best_rate > 0)[:, None]
         best_widths = reading.legal(np.where(known, best_widths, reading.width))
@@ -148,6 +158,7 @@ class Knowledge:
             inflation=self._inflation(reading),
             last_widths=self.last_widths.copy(),
             last_rate=self.last_rate.copy(),
+            lost=lost,
         )
         self._remember(reading)
         return situation
@@ -196,8 +207,11 @@ class Knowledge:
         self.last_rate = np.where(ok, reading.samples_per_s, self.last_rate)
         self.last_cpus, self.last_limit = reading.cpus.copy(), reading.memory_limit_bytes.copy()
 
-    def _shifts(self, reading: Reading) -> tuple[Bools, Bools]:
-        """(stages [B, N] whose cost is no longer what it was, pipelines [B] whose budget or rate changed)."""
+    def _shifts(self, reading: Reading, counted: Floats) -> tuple[Bools, Bools]:
+        """(stages [B, N] whose cost is no longer what it was, pipelines [B] whose budget or rate changed).
+
+        `counted` [B] is what the rate is remembered as.
+        """
         model, x = self.model, np.maximum(reading.samples_per_s, TINY)
         knows = (self.turns > 0) & reading.is_valid
         base, slope = model.waits()
@@ -218,7 +232,7 @@ class Knowledge:
         memory = reading.memory_limit_bytes != self.last_limit
         rate, visits = self.best.known(reading.width)
         spread = reading.noise * np.sqrt(1.0 + 1.0 / np.maximum(visits, 1.0))
-        change = np.where(visits > 0, np.abs(np.log(x / np.maximum(rate, TINY))), 0.0)
+        change = np.where(visits > 0, np.abs(np.log(np.maximum(counted, TINY) / np.maximum(rate, TINY))), 0.0)
         bar = np.maximum(0.2, 4.0 * spread)
         doubted = np.where(change > bar, self.doubt + 1.0, 0.0)
         self.doubt = np.where(knows & (visits > 0), doubted, self.doubt)

@@ -53,6 +53,7 @@ class OnlineLearning:
                 np.zeros(1),
                 moved_share(widths, reading.width),
                 RewardSettings(),
+                situation.lost,
             )
             is_usable = reading.is_valid & ~situation.has_shifted
             self._replay.pay(REWARD_SCALE * np.clip(mine - expected, -0.5, 0.5), is_usable)

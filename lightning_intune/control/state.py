@@ -13,12 +13,13 @@ from lightning_intune.control.online import OnlineLearning
 from lightning_intune.control.q_policy import QPolicy
 from lightning_intune.control.qnet import QNet
 
-VERSION = 2
+VERSION = 3
 _MODEL = (
     "weight", "cpu_sum", "delay_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums",
     "last_rate", "trainer_sum",
 )  # fmt: skip
 _BEST = ("widths", "rate", "visits")
+_STEPS = ("least_s", "smooth_s")
 _KNOWN = (
     "turns",
     "last_widths",
@@ -70,4 +71,5 @@ def load_agent_state(agent: Agent, state: Mapping[str, Any]) -> None:
 def _arrays(knowledge: Knowledge) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     found = {f"model.{name}": getattr(knowledge.model, name) for name in _MODEL}
     found |= {f"best.{name}": getattr(knowledge.best, name) for name in _BEST}
+    found |= {f"steps.{name}": getattr(knowledge.step_time, name) for name in _STEPS}
     return found | {f"known.{name}": getattr(knowledge, name) for name in _KNOWN}
