@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.result import main, put
-from benchmarks.tuner_parts import drift, fidelity, live, plots, simulated
+from benchmarks.tuner_parts import drift, fidelity, lane_moves, live, plots, simulated
 from lightning_intune.control import Budget, SimulatedBudget, SimulatedPipeline, Tuner, make_agent
 from lightning_intune.control.worlds import FULL
 
@@ -74,6 +74,7 @@ def measure(quick: bool) -> dict[str, Any]:
     found, raw = live.contest(quick, LIVE_RIVALS)
     figures["live"] = found
     figures["drift"] |= drift.drift(quick)
+    figures["lane_moves"] = lane_moves.lane_moves(quick)
     figures |= fidelity.fidelity(raw, quick)
     figures["plots"] = plots.draw(raw, RESULTS) if not quick else []
     figures["runs"] = 1 if quick else 6
@@ -101,6 +102,11 @@ def table(figures: dict[str, Any]) -> str:
         ]
     lines += ["drift: turns back to 95 % of the new best"]
     lines += [f"  {name:16} {found['turns_to_95pct']:.1f}" for name, found in figures["drift"].items()]
+    lines += ['method="auto": moves (turn, place), batches/s in threads -> at the end']
+    lines += [
+        f"  {name:16} {found['moves']}  {found['threads_per_s']:.0f} -> {found['end_per_s']:.0f}"
+        for name, found in figures["lane_moves"].items()
+    ]
     lines += [
         f"a turn {figures['turn_cpu_ms']:.2f} ms CPU, a step {figures['step_us']:.2f} us",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -53,9 +54,14 @@ class LaneTrial:
         self._tried: set[str] = set()
         self._on_trial: str | None = None
         self._before, self._turns_left = 0.0, 0
+        self._threads = 0
 
     def turn(self, window: FlowStats, knobs: Sequence[Knob], cpus: float) -> dict[str, str]:
-        """What was moved after this turn, by stage: "process" or "thread"; mostly nothing."""
+        """What was moved after this turn, by stage: "process" or "thread"; mostly nothing.
+
+        What is moved is resized too: a process for each CPU, however many threads waited for one lock, and back to
+        as many threads as there were.
+        """
         movable = {knob.stage: knob for knob in knobs if knob.move is not None}
         if not movable or window.num_samples <= 0:
             return {}
@@ -68,7 +74,7 @@ class LaneTrial:
         self._suspect = suspect or ""
         if suspect is None or self._num_seen < self._settings.num_seen:
             return {}
-        return self._begin(movable[suspect])
+        return self._begin(movable[suspect], cpus)
 
     def _find(self, window: FlowStats, movable: dict[str, Knob], cpus: float) -> str | None:
         settings, time_s = self._settings, max(window.time_s, 1e-9)
@@ -87,13 +93,17 @@ class LaneTrial:
         lost_s = stage.busy_s - stage.cpu_s - stage.run_delay_s
         return stage.busy_s > 0.5 * time_s and lost_s > self._settings.least_lost * stage.busy_s
 
-    def _begin(self, knob: Knob) -> dict[str, str]:
+    def _begin(self, knob: Knob, cpus: float) -> dict[str, str]:
         assert knob.move is not None
         self._tried.add(knob.stage)
         self._suspect, self._num_seen = "", 0
+        self._threads = knob.target()
+        # Before the move: every worker that takes another item starts a process, which takes a while.
+        knob.turn(knob.bounds.clip(max(1, min(self._threads, math.ceil(cpus)))))
         try:
             knob.move("process")
         except ConfigError as error:
+            knob.turn(self._threads)
             _log.info("tuner: stage '%s' waits for the GIL but stays in threads: %s", knob.stage, error)
             return {}
         self._on_trial, self._before = knob.stage, float(np.mean(self._rates[-self._settings.num_seen :]))
@@ -114,4 +124,5 @@ class LaneTrial:
         move = movable[stage].move
         assert move is not None
         move("thread")
+        movable[stage].turn(self._threads)
         return {stage: "thread"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -132,12 +133,15 @@ class Tuner:
         choice = self._agent.decide(reading)
         lanes = self._lanes.turn(window, self._knobs, budget.cpus)
         if lanes:  # what was known of these stages no longer holds
-            self._agent.forget(np.array([[knob.stage in lanes for knob in self._knobs]]))
+            moved = np.array([[knob.stage in lanes for knob in self._knobs]])
+            self._agent.forget(moved)
+            targets = np.array([[float(knob.target()) for knob in self._knobs]])
+            choice = replace(choice, widths=np.where(moved, targets, choice.widths))
         decision = self._record(now_s, window, choice, lanes)
         asked = decision.asked
         changes = {knob.stage: asked[knob.stage] for knob in self._knobs if asked[knob.stage] != knob.target()}
         self._turn += 1
-        if changes:
+        if changes or lanes:
             self._start = None
             self._ask(changes, now_s, flush_steps=_MIN_FLUSH + steps_in_buffers(window, changes))
         else:
@@ -187,7 +191,8 @@ class Tuner:
         share = reading.memory_bytes / reading.memory_limit_bytes
         last = choice.situation.last_widths
         moved = moved_share(np.where(last > 0, last, reading.width), reading.width)
-        return float(reward(reading.samples_per_s, np.array([self._scale]), share, moved, settings)[0])
+        lost = choice.situation.lost
+        return float(reward(reading.samples_per_s, np.array([self._scale]), share, moved, settings, lost)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Widths, knowledge and weights as plain numbers and tensors."""

@@ -12,7 +12,7 @@ class Stage:
     """A knob that says where it was moved."""
 
     def __init__(self, name="parse", *, can_cross=True):
-        self.name, self.lane, self.can_cross = name, "thread", can_cross
+        self.name, self.lane, self.can_cross, self.width = name, "thread", can_cross, 3
 
     def move(self, place):
         if not self.can_cross:
@@ -24,9 +24,9 @@ class Stage:
         return Knob(
             stage=self.name,
             bounds=Bounds(low=1, high=8),
-            target=lambda: 3,
-            live=lambda: 3,
-            turn=lambda _: None,
+            target=lambda: self.width,
+            live=lambda: self.width,
+            turn=lambda width: setattr(self, "width", width),
             move=self.move,
         )
 
@@ -89,6 +89,23 @@ def test_a_function_that_cannot_cross_is_asked_once():
     stage, trial = Stage(can_cross=False), LaneTrial()
     assert play(trial, stage, [window(100)] * 12) == [{}] * 12
     assert stage.lane == "thread"
+
+
+def test_a_stage_gets_a_process_for_each_cpu_and_its_threads_back_when_it_returns():
+    stage, trial = Stage(), LaneTrial()
+    stage.width = 8
+    play(trial, stage, [window(100)] * 3, cpus=2.5)
+    assert (stage.lane, stage.width) == ("process", 3)
+    stage.width = 2  # by the tuner, meanwhile
+    play(trial, stage, [window(90, lane="process")] * 5, cpus=2.5)
+    assert (stage.lane, stage.width) == ("thread", 8)
+
+
+def test_a_function_that_cannot_cross_keeps_its_threads():
+    stage, trial = Stage(can_cross=False), LaneTrial()
+    stage.width = 8
+    play(trial, stage, [window(100)] * 4, cpus=2.0)
+    assert stage.width == 8
 
 
 def test_a_turn_without_samples_says_nothing():

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_intune.control import DecisionLog, SimulatedBudget, SimulatedPipeline, Tuner, make_agent
 from lightning_intune.control.budget import BudgetReading
@@ -408,3 +410,37 @@ def test_a_stage_found_waiting_for_the_gil_is_moved_once_and_it_is_on_record():
     assert moves == [{"read": "process"}]
     assert flow.lane == "process"
     assert json.loads(json.dumps(decisions[-1].as_dict()))["lanes"] == {}
+
+
+METERS = st.sampled_from([0.0, -1.0, 1e-9, 1e12, float("nan"), float("inf"), -float("inf")])
+FIELDS = ("busy_s", "starved_s", "blocked_s", "cpu_s", "run_delay_s", "item_bytes")
+
+
+@given(
+    spoilt=st.dictionaries(
+        st.tuples(st.integers(0, 9), st.integers(0, 1), st.sampled_from(FIELDS)), METERS, max_size=8
+    ),
+    wait_s=st.dictionaries(st.integers(0, 9), METERS, max_size=3),
+    name=st.sampled_from(["dqn", "model"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_whatever_the_meters_say_the_tuner_goes_on_within_its_bounds(spoilt, wait_s, name):
+    flow = Flow(Clock())
+    tuner = tuned(flow, agent=make_agent(name))
+    turns = 0
+
+    def read():
+        stats = flow.read()
+        changed = [dict[str, float](), dict[str, float]()]
+        for (turn, stage, field), value in spoilt.items():
+            if turn == turns:
+                changed[stage][field] = value
+        stages = tuple(replace(stage, **changed[at]) for at, stage in enumerate(stats.stages))
+        return replace(stats, stages=stages, wait_s=wait_s.get(turns, stats.wait_s))
+
+    for _ in range(900):
+        flow.advance()
+        turns += tuner.step(read) is not None
+    assert not tuner.has_failed
+    assert turns >= 5
+    assert all(1 <= target <= 16 for target in flow.targets)
