@@ -141,8 +141,12 @@ def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _files_below(folder: str, filesystem: fs.FileSystem, *, recursive: bool) -> list[str]:
+    """Their paths, beginning as `folder` does: fsspec's local files come with absolute paths for a relative one."""
     found = filesystem.get_file_info(fs.FileSelector(folder, recursive=recursive))
-    return sorted(info.path for info in found if info.type == fs.FileType.File)
+    files = [info.path for info in found if info.type == fs.FileType.File]
+    base, absolute = folder.rstrip("/"), os.path.abspath(folder)
+    is_foreign = not os.path.isabs(folder) and all(file.startswith(f"{absolute}/") for file in files)
+    return sorted(base + file[len(absolute) :] for file in files) if is_foreign else sorted(files)
 
 
 def _footer(path: str, filesystem: fs.FileSystem, types: Mapping[str, pa.DataType]) -> ParquetFile:

@@ -193,6 +193,17 @@ def test_a_relative_glob_is_taken_from_the_working_folder(tree: Path, monkeypatc
     assert [group.path for group in ParquetSource("*.parquet")] == ["0.parquet", "1.parquet"]
 
 
+@pytest.mark.parametrize("path", [".data/clicks", ".data/clicks/", ".data/*/*.parquet", "./.data/clicks"])
+def test_fsspecs_local_files_are_found_below_a_hidden_relative_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".data" / "clicks").mkdir(parents=True)
+    write_folder(tmp_path / ".data" / "clicks", [[1], [2]])
+    (tmp_path / ".data" / "clicks" / "_SUCCESS").write_text("")
+    assert ParquetSource(path, filesystem=fsspec.filesystem("file")).num_rows == 1 + 2
+
+
 def test_a_filesystem_that_only_fsspec_knows_is_read_by_uri() -> None:
     memory = fsspec.filesystem("memory")
     with memory.open("/shop/0.parquet", "wb") as file:
