@@ -16,6 +16,9 @@ from lightning_intune.meters import FlowStats, StageStats
 
 _log = logging.getLogger("lightning_intune")
 
+_NUM_BEFORE = 8
+"""Turns whose median rate stands for the threads."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class LaneSettings:
     least_wait: float = 0.1
     """Share of its time that the trainer must wait."""
     num_seen: int = 3
-    """Turns in a row that must look so before a move."""
+    """Turns that must look so before a move; one that looks otherwise takes one away."""
     num_settle: int = 2
     """Turns that processes may take to start, which do not count."""
     num_judge: int = 3
@@ -49,7 +52,7 @@ class LaneTrial:
 
     def __init__(self, settings: LaneSettings | None = None) -> None:
         self._settings = settings or LaneSettings()
-        self._suspect, self._num_seen = "", 0
+        self._num_seen: dict[str, int] = {}
         self._rates: list[float] = []
         self._tried: set[str] = set()
         self._on_trial: str | None = None
@@ -67,12 +70,15 @@ class LaneTrial:
             return {}
         if self._on_trial is not None:
             return self._judge(window, movable)
+        self._rates = [*self._rates, window.samples_per_s][-_NUM_BEFORE:]
         suspect = self._find(window, movable, cpus)
-        is_same = suspect is not None and suspect == self._suspect
-        self._num_seen = self._num_seen + 1 if is_same else int(suspect is not None)
-        self._rates = [*self._rates, window.samples_per_s] if is_same else [window.samples_per_s]
-        self._suspect = suspect or ""
-        if suspect is None or self._num_seen < self._settings.num_seen:
+        for stage in window.stages:
+            # One busy worker alone waits for no lock: a tuner that tries a single thread again says nothing either way.
+            if stage.name == suspect:
+                self._num_seen[stage.name] = self._num_seen.get(stage.name, 0) + 1
+            elif stage.name in self._num_seen and stage.live_workers > 1:
+                self._num_seen[stage.name] = max(0, self._num_seen[stage.name] - 1)
+        if suspect is None or self._num_seen[suspect] < self._settings.num_seen:
             return {}
         return self._begin(movable[suspect], cpus)
 
@@ -96,7 +102,7 @@ class LaneTrial:
     def _begin(self, knob: Knob, cpus: float) -> dict[str, str]:
         assert knob.move is not None
         self._tried.add(knob.stage)
-        self._suspect, self._num_seen = "", 0
+        self._num_seen.clear()
         self._threads = knob.target()
         # Before the move: every worker that takes another item starts a process, which takes a while.
         knob.turn(knob.bounds.clip(max(1, min(self._threads, math.ceil(cpus)))))
@@ -106,7 +112,7 @@ class LaneTrial:
             knob.turn(self._threads)
             _log.info("tuner: stage '%s' waits for the GIL but stays in threads: %s", knob.stage, error)
             return {}
-        self._on_trial, self._before = knob.stage, float(np.mean(self._rates[-self._settings.num_seen :]))
+        self._on_trial, self._before = knob.stage, float(np.median(self._rates))
         self._rates, self._turns_left = [], self._settings.num_settle + self._settings.num_judge
         return {knob.stage: "process"}
 
@@ -119,7 +125,7 @@ class LaneTrial:
             return {}
         stage, self._on_trial = self._on_trial, None
         rates, self._rates = self._rates, []
-        if max(rates) >= self._settings.least_gain * self._before:
+        if float(np.median(rates)) >= self._settings.least_gain * self._before:
             return {}
         move = movable[stage].move
         assert move is not None

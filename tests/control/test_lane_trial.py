@@ -31,11 +31,11 @@ class Stage:
         )
 
 
-def window(rate, *, lane="thread", busy=3.0, cpu=0.95, delay=0.0, wait=0.6):
+def window(rate, *, lane="thread", busy=3.0, cpu=0.95, delay=0.0, wait=0.6, live=3):
     """One second: three busy workers that together compute for 0.95 s, which is what the GIL looks like."""
     stage = StageStats(
         name="parse", lane=lane, num_items=100, busy_s=busy, starved_s=0.0, blocked_s=0.0, cpu_s=cpu,
-        run_delay_s=delay, target_workers=3, live_workers=3, min_workers=1, max_workers=8, num_in_flight=3,
+        run_delay_s=delay, target_workers=live, live_workers=live, min_workers=1, max_workers=8, num_in_flight=3,
         max_in_flight=6, num_ready=0, bytes_ready=0, item_bytes=1e3,
     )  # fmt: skip
     process_s = cpu + 0.05 if lane == "thread" else 0.1
@@ -106,6 +106,18 @@ def test_a_function_that_cannot_cross_keeps_its_threads():
     stage.width = 8
     play(trial, stage, [window(100)] * 4, cpus=2.0)
     assert stage.width == 8
+
+
+def test_a_single_thread_tried_again_in_between_is_no_evidence_against_the_lock():
+    stage, trial = Stage(), LaneTrial()
+    alone = window(100, live=1, busy=0.97)
+    assert play(trial, stage, [window(100), alone, window(100), alone, alone, window(100)])[-1] == {"parse": "process"}
+
+
+def test_a_turn_in_which_threads_worked_side_by_side_is():
+    stage, trial = Stage(), LaneTrial()
+    parallel = window(200, cpu=2.8)
+    assert play(trial, stage, [window(100), parallel, window(100), parallel, window(100), parallel] * 2) == [{}] * 12
 
 
 def test_a_turn_without_samples_says_nothing():
