@@ -129,6 +129,7 @@ class Contest:
         figures: dict[str, Any] = {"workload": self.workload, "runs": len(rounds), "setting": best[ours]}
         figures["warm_up_s"] = {"ours": self.tune_s, "peers": self.warm_up_s}
         _put_run(figures, runs, "ours_rows_per_s")
+        figures["widths"] = [run["widths"] for run in runs]
         put(figures, "seconds_to_95pct", [run["seconds_to_95pct"] for run in runs])
         rooflines = self._rooflines(rounds, self._ours_work)
         put(figures, "roofline_rows_per_s", rooflines)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
 from benchmarks.peers_parts.engines import ENDLESS, Batches, Engine
 from benchmarks.peers_parts.work import Work, as_tensors
 from lightning_intune.control import Budget, Tuner, make_agent
-from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
+from lightning_intune.control.agent import Agent
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
 
 
 @final
@@ -30,18 +31,27 @@ def ours(work: Work, setting: str) -> Generator[Batches]:
     source = IterableSource(range(ENDLESS))
     read = ElasticMapper(source, work.read, 1, name="read")
     transform = ElasticMapper(read, Transformed(work), 1, method=method, name="transform")  # type: ignore[arg-type]
-    loader: ElasticLoader[dict[str, Any]] = ElasticLoader(ElasticPrefetcher(transform, 2))
-    tuner = Tuner(agent=make_agent(agent), knobs=loader.knobs, budget=Budget())  # type: ignore[arg-type]
+    with ElasticLoader(transform) as loader:  # no prefetcher: a stage keeps twice its width ready by itself
+        yield Tuned(loader, make_agent(agent))  # type: ignore[arg-type]
 
-    def batches() -> Generator[dict[str, Any]]:
-        for batch in loader:
-            yield batch
-            tuner.step(loader.stats)
 
-    try:
-        yield batches()
-    finally:
-        loader.shutdown()
+@final
+class Tuned(Iterator[dict[str, Any]]):
+    """A loader's batches; between two of them its tuner may turn the knobs."""
+
+    def __init__(self, loader: ElasticLoader[dict[str, Any]], agent: Agent) -> None:
+        self._loader, self._batches = loader, iter(loader)
+        self._tuner = Tuner(agent=agent, knobs=loader.knobs, budget=Budget())
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self._batches)
+        self._tuner.step(self._loader.stats)
+        return batch
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """What each stage is asked to have now."""
+        return {name: stage.stats().target_workers for name, stage in self._loader.stages.items()}
 
 
 def setting_of(work_name: str) -> str:
