@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
+from lightning_intune.balance import mean_loss
 from lightning_intune.dedup import Batch, DedupSequenceModel
 
 
@@ -45,11 +46,10 @@ class SessionModel(LightningModule):
         self._learning_rate = learning_rate
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean over the samples that weigh something: a rank that has run out repeats a batch with weights of zero."""
+        """Scaled so that DDP's mean over ranks is the global batch's, however many rows each rank has."""
         logits = self.model(batch.dense, batch.sparse)
         losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")[:, 0]
-        weights = torch.ones_like(losses) if batch.weights is None else batch.weights
-        return (losses * weights).sum() / weights.sum().clamp(min=1)
+        return mean_loss(losses, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:  # noqa: ARG002 - Lightning's
         """One step; Lightning's hook."""
