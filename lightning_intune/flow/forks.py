@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+L = TypeVar("L")
 
 
 class Forked(Protocol):
@@ -23,7 +26,27 @@ def renew_after_fork(owner: Forked) -> None:
     _ALL.add(owner)
 
 
+_LOCKS: weakref.WeakKeyDictionary[Any, list[tuple[str, Callable[[], Any]]]] = weakref.WeakKeyDictionary()
+
+
+def renewed_lock(owner: object, name: str, make: Callable[[], L]) -> L:
+    """A lock for `owner` to keep under `name`, where a forked child finds another: nobody there will let this one go.
+
+    >>> import threading
+    >>> class Box:
+    ...     def __init__(self) -> None:
+    ...         self.lock = renewed_lock(self, "lock", threading.Lock)
+    >>> Box().lock.acquire(blocking=False)
+    True
+    """
+    _LOCKS.setdefault(owner, []).append((name, make))
+    return make()
+
+
 def _after_fork() -> None:
+    for owner, locks in list(_LOCKS.items()):
+        for name, make in locks:
+            setattr(owner, name, make())
     for owner in list(_ALL):
         owner.after_fork()
 

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Generic, Self, TypeVar, final
 
 import torch
@@ -223,7 +223,7 @@ class ElasticLoader(Generic[T]):
                 f"ElasticLoader: this state belongs to the graph {theirs}, and this loader's is {ours}. "
                 "Build the same graph (widths, lanes and prefetch depth may differ), or start without the state."
             )
-        for what, kinds in (("epoch", int), ("num_yielded", int), ("root", Mapping | None)):
+        for what, kinds in (("epoch", (int,)), ("num_yielded", (int,)), ("root", (dict, NoneType))):
             if what not in state_dict or not isinstance(state_dict[what], kinds):
                 raise _damaged(f"its '{what}' is {state_dict.get(what, 'missing')!r}")
         self._loaded = state_dict

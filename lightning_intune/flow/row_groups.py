@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from lightning_intune.flow.filesystems import is_local
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.partitions import partition_texts, partition_value
 
 _ENCODABLE = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
@@ -154,7 +155,8 @@ class _Footers:
     """The last few files' footers: parsing one can cost as much as reading a row group. Any thread may use it."""
 
     def __init__(self, coded: tuple[str, ...]) -> None:
-        self._coded, self._lock = coded, threading.Lock()
+        self._coded = coded
+        self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._by_path: OrderedDict[str, _Footer] = OrderedDict()
 
     def get(self, path: str) -> _Footer | None:

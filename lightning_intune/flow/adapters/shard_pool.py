@@ -11,6 +11,7 @@ from typing import Any, final
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.adapters.shard_reader import OVER, Answer, ShardReader, Ticket
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
 from lightning_intune.flow.run import StoppedError
 
@@ -44,7 +45,7 @@ class ShardPool(LanePool):
         self._lanes: LanePool | None = None
         self._shards = [_Shard() for _ in range(max(1, num_shards))]
         self._copies = num_shards > 0
-        self._turn = threading.Condition()
+        self._turn = renewed_lock(self, "_turn", threading.Condition)
         self._stopping = False
         self.resumed_at = 0
         """Tickets served before this pass began."""
@@ -154,7 +155,7 @@ class ShardPool(LanePool):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._turn = threading.Condition()
+        self._turn = renewed_lock(self, "_turn", threading.Condition)
 
 
 @final

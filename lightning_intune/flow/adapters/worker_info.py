@@ -9,7 +9,17 @@ from typing import Any
 
 from torch.utils.data._utils import worker as torch_worker
 
-_LOCK = threading.RLock()
+from lightning_intune.flow.forks import renewed_lock
+
+
+class _Turn:
+    """Whose turn it is to be told: one thread's at a time."""
+
+    def __init__(self) -> None:
+        self.lock = renewed_lock(self, "lock", threading.RLock)
+
+
+_TURN = _Turn()
 
 
 @contextmanager
@@ -22,7 +32,7 @@ def worker_info(worker_id: int, num_workers: int, seed: int, dataset: Any) -> Ge
     if num_workers == 0:
         yield
         return
-    with _LOCK:
+    with _TURN.lock:
         before = torch_worker._worker_info  # pyright: ignore[reportPrivateUsage] - there is no public way to set it
         torch_worker._worker_info = torch_worker.WorkerInfo(worker_id, num_workers, seed, dataset)  # pyright: ignore[reportPrivateUsage]
         try:

@@ -13,6 +13,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from lightning_intune.flow.forks import renewed_lock
+
 Bytes = npt.NDArray[np.uint8]
 
 ALIGN = 64  # bytes; Arrow asks for it, SIMD loads like it
@@ -81,7 +83,7 @@ class Budget:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.released: deque[int] = deque()
-        self._lock = threading.Lock()
+        self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._held_bytes = 0
         self._num_held = 0
 

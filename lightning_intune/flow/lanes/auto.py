@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from lightning_intune.errors import ConfigError
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes.lane import Failed, Lane, LanePool
 
 
@@ -26,7 +27,7 @@ class AutoLanePool(LanePool):
     def __init__(self, fn: Callable[[Any], Any], *, name: str, context: str | None = None) -> None:
         self._fn, self._name, self._context = fn, name, context
         self._processes: LanePool | None = None
-        self._moving = threading.Lock()
+        self._moving = renewed_lock(self, "_moving", threading.Lock)
 
     def move(self, where: str) -> None:
         """From any thread; returns at once, except that the first move to processes pickles the function."""

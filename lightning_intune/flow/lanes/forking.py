@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from lightning_intune.errors import ConfigError
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import server as server_side
 from lightning_intune.flow.lanes.child import Orders
 from lightning_intune.flow.lanes.function import PickledFunction
@@ -46,7 +47,7 @@ class _Server:
     def __init__(self, launch: Callable[[int, int], _Launched]) -> None:
         """`launch` starts the process, given its end of the socket and our pidfd."""
         self._sock, theirs = socket_pair()
-        self._lock = threading.Lock()
+        self._lock = renewed_lock(self, "_lock", threading.Lock)
         self.owner_pid = os.getpid()
         parent = os.pidfd_open(self.owner_pid)
         try:
@@ -87,7 +88,7 @@ class ForkServer(Starter):
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._server: _Server | None = None
         self._retired: list[_Server] = []
         self._threaded: set[str] = set()

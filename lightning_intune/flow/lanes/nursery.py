@@ -7,6 +7,7 @@ import os
 import threading
 from typing import final
 
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import start
 from lightning_intune.flow.lanes.arena import Budget
 from lightning_intune.flow.lanes.child import Orders
@@ -33,7 +34,7 @@ class Nursery:
         self._stage, self._function, self._starter, self._budget = stage, function, starter, budget
         self._keep_spare = keep_spare
         self._owner_pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._is_open = True
         self._spare: ProcessLane | None = None
         self._filler: threading.Thread | None = None

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, final
 
+from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import start
 from lightning_intune.flow.lanes.arena import Budget
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError
@@ -103,8 +104,9 @@ class _Death:
     def __init__(self, process: start.Process, sock: socket.socket) -> None:
         self._process, self._sock = process, sock
         self._owner_pid = os.getpid()
-        self._lock = threading.Lock()  # around the end itself
-        self._strike_lock = threading.Lock()  # around the use of the pidfd; never held for long
+        self._lock = renewed_lock(self, "_lock", threading.Lock)  # around the end itself
+        # Around the use of the pidfd; never held for long.
+        self._strike_lock = renewed_lock(self, "_strike_lock", threading.Lock)
         self._is_over = False
         self._status: int | None = None
 
