@@ -1,0 +1,1 @@
+"""An agent from another library drives a live pipeline."""
