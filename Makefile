@@ -25,6 +25,12 @@ endif
 demo: setup ## Train a recommender on real clicks while the pipeline tunes itself
 	@$(bin)/python -m examples.open_bandit.demo
 
+examples: setup ## Every example in full, one after the other (about ten minutes)
+	@$(bin)/python tools/run_examples.py
+
+docs: setup ## Build the documentation into site/ (its tools go into .venv-docs)
+	@$(bin)/python tools/build_docs.py
+
 test: setup ## The tests, less those marked slow
 	@$(bin)/python -m pytest -q
 
@@ -50,5 +56,5 @@ check: setup ## Build wheel and sdist, use them in an empty environment (needs t
 	@$(bin)/python tools/release_check.py
 
 clean: ## Remove .venv and every cache
-	rm -rf .venv .venv.lock build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv.lock .venv-docs build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def python_blocks(page: Path) -> list[str]:
 
 
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
     for number, block in enumerate(python_blocks(page))
 ]
@@ -86,21 +87,22 @@ def test_a_block_of_python_runs_as_written(block: str, clicks: Path) -> None:
     (clicks / "given.py").write_text(GIVEN)
     script = clicks / "block.py"  # a file, as a reader would have it: worker processes may import it
     script.write_text("from given import *\n" + block)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if this checkout were installed
     done = subprocess.run(
-        [sys.executable, script], cwd=clicks, capture_output=True, text=True, check=False, timeout=110
+        [sys.executable, script], cwd=clicks, env=environment, capture_output=True, text=True, check=False, timeout=110
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in PAGES[:2]:
-        named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), flags=re.MULTILINE))
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), flags=re.MULTILINE))
         assert named
         assert named <= targets
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
