@@ -16,7 +16,7 @@ MOVES = ("hold", "proposal", "rich", "lean", "best", "plus", "minus", "cut", "gr
 less than the proposal was planned: near the limit a gain needs several stages to grow together, which moves of
 single stages do not find.
 """
-HOLD, PROPOSAL = 0, 1
+HOLD, PROPOSAL, BEST = 0, 1, 4
 NUM_JOINT = 5
 """The first moves are also made by all stages together, as joint moves that the network values as a whole."""
 _WEIGHED = frozenset(("proposal", "rich", "lean", "best"))

@@ -27,6 +27,8 @@ class Wish:
     """[B, N] the chosen moves."""
     explored: Bools | None = None
     """[B] whether a move was taken for its novelty."""
+    is_sure: Bools | None = None
+    """[B] whether enough is to gain over the best widths known to end a rest; None: the model alone decides."""
 
 
 class Policy(ABC):
@@ -98,7 +100,7 @@ class Agent:
             is_fed = (reading.wait_share < 0.05)[:, None]
             wish = replace(wish, widths=np.where(is_fed, np.minimum(wish.widths, situation.proposal.lean), wish.widths))
         known = knowledge.best.known(reading.legal(np.round(wish.widths)))
-        verdict = guard.judge(situation, wish.widths, known)
+        verdict = guard.judge(situation, wish.widths, known, wish.is_sure)
         self.policy.learn(situation, verdict.widths, wish)
         return Choice(widths=verdict.widths, why=verdict.why, situation=situation, wish=wish)
 

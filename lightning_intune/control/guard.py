@@ -66,13 +66,15 @@ class Guard:
         self.quiet_turns[rows] = 0.0
         self.num_reverts[rows] = 0.0
 
-    def judge(self, situation: Situation, wanted: Floats, known: tuple[Floats, Floats]) -> Verdict:
-        """`known`: (rate [B], visits [B]) measured before at the `wanted` widths."""
+    def judge(
+        self, situation: Situation, wanted: Floats, known: tuple[Floats, Floats], is_sure: Bools | None = None
+    ) -> Verdict:
+        """`known`: (rate [B], visits [B]) measured before at the `wanted` widths; `is_sure` [B] as in `Wish`."""
         reading = situation.reading
         wanted = reading.legal(np.round(wanted))
         why = np.where((wanted == reading.width).all(1), int(Why.HELD), int(Why.MOVED))
         wanted, why = self._avoid_harm(situation, wanted, why, known)
-        wanted, why = self._rest(situation, wanted, why)
+        wanted, why = self._rest(situation, wanted, why, is_sure)
         wanted, why = self._hold_full(situation, wanted, why)
         blind = ~reading.is_valid
         wanted = np.where(blind[:, None], np.where(reading.is_stage, reading.width, 0.0), wanted)
@@ -102,7 +104,7 @@ class Guard:
         wanted = np.where((reverts | taboo)[:, None], best, wanted)
         return wanted, np.where(reverts, int(Why.REVERTED), np.where(taboo, int(Why.TABOO), why))
 
-    def _rest(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
+    def _rest(self, situation: Situation, wanted: Floats, why: Ints, is_sure: Bools | None) -> tuple[Floats, Ints]:
         reading = situation.reading
         held = (reading.width == situation.last_widths).all(1)
         at_best = (reading.width == situation.best_widths).all(1)
@@ -110,6 +112,8 @@ class Guard:
         # A gain that the model is sure of ends the rest.
         sure = np.maximum(0.05, 2.0 * reading.noise / np.sqrt(np.maximum(situation.visits, 1.0)))
         promising = situation.predicted_proposal > situation.rate * (1.0 + sure)
+        if is_sure is not None:  # so does one that the policy is sure of, be it that it stays where it is
+            promising |= is_sure & (why <= int(Why.HELD))
         settings = self.settings
         self.num_reverts = np.where(situation.has_shifted, 0.0, self.num_reverts + (why == int(Why.REVERTED)))
         # Who goes on trying among settings that noise cannot tell apart ends on a random one of them.

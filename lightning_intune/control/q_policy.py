@@ -6,7 +6,7 @@ from typing import Protocol, final
 
 import numpy as np
 
-from lightning_intune.control.action import HOLD, PROPOSAL, MoveSet
+from lightning_intune.control.action import BEST, HOLD, PROPOSAL, MoveSet
 from lightning_intune.control.agent import Policy, Wish
 from lightning_intune.control.arrays import Bools, Floats, Ints
 from lightning_intune.control.knowledge import Situation
@@ -15,6 +15,8 @@ from lightning_intune.control.qnet import QNet, usual_move
 
 MARGIN = 0.04
 """What the network must see to gain before it leaves the model's proposal: about 0.3 % of the rate."""
+REST_MARGIN = 0.1
+"""What it must see to gain over the best widths known before it leaves them while the pipeline rests: 0.7 %."""
 STAGE_MARGIN = 0.1
 """What a single stage must gain to depart from it: fewer of those stand the test of other pipelines."""
 
@@ -57,7 +59,7 @@ class QPolicy(Policy):
         legal = self.moves.legal(situation, widths)
         q, joint = self.net.values(seen, legal)
         together = self.moves.together(widths)
-        chosen = self._best(q, joint, together, seen.is_stage)
+        chosen, is_sure = self._best(q, joint, together, seen.is_stage)
         if not self.plain:
             chosen = np.where(situation.is_fresh[:, None], together[..., PROPOSAL], chosen)
         explored = np.zeros(len(q), dtype=np.bool_)
@@ -74,9 +76,9 @@ class QPolicy(Policy):
             explored = np.asarray(draws.any(1))
         self._last = (seen, legal, widths)
         wanted = np.take_along_axis(widths, chosen[..., None], -1)[..., 0]
-        return Wish(widths=wanted, q=q, moves=chosen, explored=explored)
+        return Wish(widths=wanted, q=q, moves=chosen, explored=explored, is_sure=is_sure)
 
-    def _best(self, q: Floats, joint: Floats, together: Ints, is_stage: Bools) -> Ints:
+    def _best(self, q: Floats, joint: Floats, together: Ints, is_stage: Bools) -> tuple[Ints, Bools]:
         # The best joint move, or every stage's own departure from the usual one; nothing below `margin`.
         usual_joint = usual_move(q.shape[-1])
         usual = together[..., usual_joint]
@@ -91,7 +93,10 @@ class QPolicy(Policy):
         gains = np.concatenate([joint - base[:, None], gain[:, None]], axis=-1)
         best, rows = gains.argmax(1), np.arange(len(gains))
         best = np.where(gains[rows, best] >= self.margin, best, usual_joint)
-        return np.concatenate([together, own[..., None]], axis=-1)[rows, :, best]
+        # At rest the best widths known are kept, not the proposal: those must be beaten.
+        over_best = gains[rows, best] - gains[:, min(BEST, joint.shape[1] - 1)]
+        is_sure = (over_best > REST_MARGIN) & (not self.plain)
+        return np.concatenate([together, own[..., None]], axis=-1)[rows, :, best], is_sure
 
     def learn(self, situation: Situation, asked: Floats, wish: Wish) -> None:
         del wish

@@ -124,6 +124,44 @@ def test_a_start_that_fills_the_cpus_may_still_be_narrowed():
     np.testing.assert_array_equal(verdict.widths, situation.reading.width)
 
 
+def at_rest():
+    """Six pipelines long after their last shift, a worker per stage short of the best widths, nothing foretold."""
+    _, situation = played(5, turns=0)
+    reading = replace(
+        situation.reading, cpu_used=0.5 * situation.reading.free_cpus, memory_limit_bytes=np.full(6, np.inf)
+    )
+    return replace(
+        situation,
+        reading=reading,
+        best_widths=reading.legal(reading.width + 1),
+        predicted_proposal=situation.rate,
+        turns=np.full(6, 30.0),
+        visits=np.full(6, 5.0),
+        best_rate=situation.rate,
+    )
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_rest_ends_where_the_policy_is_sure_and_only_there(step):
+    situation = at_rest()
+    wanted = situation.reading.legal(situation.reading.width + step)
+    is_sure = np.arange(6) % 2 == 0
+    none = (np.zeros(6), np.zeros(6))
+    verdict = Guard(6).judge(situation, wanted, none, is_sure)
+    np.testing.assert_array_equal(verdict.widths[is_sure], wanted[is_sure])
+    np.testing.assert_array_equal(verdict.widths[~is_sure], situation.best_widths[~is_sure])
+    assert (verdict.why[~is_sure] == Why.RESTING).all()
+    np.testing.assert_array_equal(Guard(6).judge(situation, wanted, none).widths, situation.best_widths)
+
+
+def test_however_sure_a_policy_is_what_was_measured_worse_is_not_tried_again():
+    situation = at_rest()
+    wanted = situation.reading.legal(situation.reading.width + 2)
+    known = (0.5 * situation.best_rate, np.full(6, 9.0))
+    verdict = Guard(6).judge(situation, wanted, known, np.ones(6, dtype=np.bool_))
+    np.testing.assert_array_equal(verdict.widths, situation.best_widths)
+
+
 def test_one_lucky_turn_is_not_called_best():
     best = BestKnown(1, 1)
     noise, valid = np.array([0.10]), np.array([True])
