@@ -41,6 +41,7 @@ class GroupEncoder:
         self._engine: Engine = engine
         self._whole = ToJagged(features)
         self._encoders = [SparseEncoder(feature) for feature in features]
+        self._ngrams = [NgramEncoder(feature) for feature in features]
         self._columns = tuple(dict.fromkeys(feature.source_column for feature in features))
 
     def __call__(self, table: pa.Table) -> Part:
@@ -66,7 +67,7 @@ class GroupEncoder:
             joined = values[0] if len(places) == 1 else pa.concat_arrays(values)
             if self._features[first].ngram > 1:
                 lengths = np.concatenate([flat[place][1] for place in places])
-                parts.append(NgramEncoder(self._features[first], lengths)(joined))
+                parts.append(self._ngrams[first](joined, lengths))
                 continue
             encode = self._encoders[first]
             starts = range(0, len(joined), _TOGETHER_VALUES)

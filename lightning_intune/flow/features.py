@@ -26,7 +26,7 @@ Lengths = npt.NDArray[np.int32]
 MISSING_ROW = 0
 
 _MAX_KEPT = 8  # dictionaries per feature: those of the row groups whose batches are being made
-_MAX_UNUSED = 4  # times as many distinct values as rows
+MAX_UNUSED = 4  # times as many distinct values as rows
 
 
 def fill_floats(column: pa.ChunkedArray, out: Floats) -> None:
@@ -52,15 +52,10 @@ def flat_values(column: pa.ChunkedArray) -> tuple[list[pa.Array], Lengths | None
 
 
 def value_words(values: pa.Array, seed: int) -> Words:
-    """64 bits for each value, equal where values are, in new memory; a null has those of zero or of no text.
+    """64 bits for each plain value, equal where values are, in new memory; a null has those of zero or of no text.
 
     Numbers are not mixed yet, so they spread badly by themselves.
     """
-    if isinstance(values, pa.DictionaryArray):
-        if values.dictionary.null_count == 0 and len(values.dictionary) <= _MAX_UNUSED * (len(values) + 1024):
-            words = value_words(values.dictionary, seed)
-            return np.append(words, np.uint64(0))[_places(values)]
-        values = values.dictionary_decode()
     if is_text(values.type):
         return hash_texts(_plain_text(values), seed)
     if pa.types.is_null(values.type):
@@ -78,7 +73,7 @@ class SparseEncoder:
 
     def __init__(self, feature: SparseFeature) -> None:
         self._feature = feature
-        self._kept = _KeptTables()
+        self._kept = KeptTables()
 
     def __call__(self, values: pa.Array) -> Rows:
         """The row of every value."""
@@ -92,7 +87,7 @@ class SparseEncoder:
 
     def _rows_by_dictionary(self, values: pa.DictionaryArray) -> Rows:
         indices, dictionary = values.indices, values.dictionary
-        if len(dictionary) > _MAX_UNUSED * (len(indices) + 1024):
+        if len(dictionary) > MAX_UNUSED * (len(indices) + 1024):
             # A thin slice of a big file: leave the words it does not use alone, and do not keep them alive.
             used = pc.unique(pc.drop_null(indices))
             values = pa.DictionaryArray.from_arrays(pc.index_in(indices, used), dictionary.take(used))
@@ -108,7 +103,7 @@ class SparseEncoder:
 
 
 @final
-class _KeptTables:
+class KeptTables:
     """The tables of the dictionaries seen last, by where these lie in memory. Any thread may use it."""
 
     def __init__(self) -> None:
@@ -130,15 +125,15 @@ class _KeptTables:
                 self._by_address.popitem(last=False)
         return table
 
-    def __reduce__(self) -> tuple[type[_KeptTables], tuple[()]]:
-        return _KeptTables, ()
+    def __reduce__(self) -> tuple[type[KeptTables], tuple[()]]:
+        return KeptTables, ()
 
 
 def _look_up(values: pa.DictionaryArray, table: Rows) -> Rows:
-    return table[_places(values)]
+    return table[places_of(values)]
 
 
-def _places(values: pa.DictionaryArray) -> npt.NDArray[Any]:
+def places_of(values: pa.DictionaryArray) -> npt.NDArray[Any]:
     """Each value's place in the dictionary; a null's is one behind its end."""
     indices = values.indices
     if indices.null_count:

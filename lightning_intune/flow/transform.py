@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, final
 
@@ -31,6 +32,7 @@ class ToJagged:
     def __init__(self, features: Sequence[SparseFeature]) -> None:
         self._features = tuple(features)
         self._encoders = [SparseEncoder(feature) for feature in self._features]
+        self._ngrams = [NgramEncoder(feature) for feature in self._features]
 
     def __call__(self, table: pa.Table) -> KeyedJagged:
         """The features of these rows."""
@@ -46,10 +48,12 @@ class ToJagged:
                 parts.extend((encode, chunk, len(chunk)) for chunk in chunks)
                 continue
             sizes = [len(chunk) for chunk in table.column(feature.source_column).chunks]
+            runs, before = ngram_counts(own, feature.ngram), own.copy()
             for chunk, begin, size in zip(chunks, accumulate(sizes, initial=0), sizes, strict=False):
-                grams = NgramEncoder(feature, own[begin : begin + size].copy())
-                parts.append((grams, chunk, grams.num_values))
-            own[:] = ngram_counts(own, feature.ngram)
+                of_chunk = slice(begin, begin + size)
+                encode_runs = partial(self._ngrams[i], lengths=before[of_chunk])
+                parts.append((encode_runs, chunk, int(runs[of_chunk].sum(dtype=np.int64))))
+            own[:] = runs
         values: Rows = np.empty(sum(count for _, _, count in parts), np.int64)
         end = 0
         for encode, chunk, count in parts:  # each result is copied while it is in cache, and its memory serves the next
