@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ class Place:
 
 @final
 class Read:
-    """Batch number -> its rows as an Arrow table; each call opens its file, as any engine's worker may call it.
+    """Batch number -> its rows as an Arrow table, in any engine's worker: each thread opens each file once.
 
     `latency_s` is waited once per call, before the read: the round trip to a store that is not this machine. That
     wait is the workload `remote`, simulated and labelled so; the read and the decoding after it are real.
@@ -45,14 +46,27 @@ class Read:
     def __init__(self, places: Sequence[Place], latency_s: float, without: Sequence[str] = ()) -> None:
         self.places, self.latency_s = list(places), latency_s
         self.columns = [name for name in pq.read_schema(self.places[0].path).names if name not in without]
+        self._open = threading.local()
 
     def __call__(self, index: int) -> pa.Table:
         """Read batch `index`, counted modulo the number of batches."""
         place = self.places[int(index) % len(self.places)]
         if self.latency_s > 0:
             time.sleep(self.latency_s)
-        with pq.ParquetFile(place.path) as file:
-            return file.read_row_group(place.row_group, columns=self.columns, use_threads=False)
+        file = self._open.__dict__.get(place.path)
+        if file is None:
+            file = self._open.__dict__[place.path] = pq.ParquetFile(place.path)
+        return file.read_row_group(place.row_group, columns=self.columns, use_threads=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.places, self.latency_s, self.columns)
+
+
+def _unpickled(places: list[Place], latency_s: float, columns: list[str]) -> Read:
+    read = object.__new__(Read)  # nobody need read the schema again
+    read.places, read.latency_s, read.columns = places, latency_s, columns
+    read._open = threading.local()
+    return read
 
 
 class Transform:
