@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any, Literal, final
 
@@ -35,6 +36,11 @@ Paths = str | list[str]
 
 _STAGES = ("read", "transform", "prefetch")
 _WINDOW_BATCHES = 4
+_OTHER_TRAINER = (
+    "InTuneDataModule: this Trainer is pytorch_lightning's, which takes only its own classes for DataModules. Import "
+    "Trainer and LightningModule from lightning.pytorch (the same code), or pass loaders: "
+    "trainer.fit(model, data.train_dataloader(), data.val_dataloader())."
+)
 
 
 @final
@@ -149,12 +155,19 @@ class InTuneDataModule(LightningDataModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainer" and type(value).__module__.startswith("pytorch_lightning"):
-            raise ConfigError(
-                "InTuneDataModule: this Trainer is pytorch_lightning's, which takes only its own classes for "
-                "DataModules. Import Trainer and LightningModule from lightning.pytorch (the same code), or pass "
-                "loaders: trainer.fit(model, data.train_dataloader(), data.val_dataloader())."
-            )
+            raise ConfigError(_OTHER_TRAINER)
         super().__setattr__(name, value)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # pytorch_lightning takes a DataModule that is not its own for a loader, and iterates over it.
+        raise ConfigError(_OTHER_TRAINER)
+
+    def __repr__(self) -> str:
+        paths = ", ".join(f"{split}={paths!r}" for split, paths in self.paths.items() if paths is not None)
+        return f"InTuneDataModule({paths}, batch_size={self.batch_size}, widths={self.widths})"
+
+    def __str__(self) -> str:  # Lightning's iterates over every loader, and so starts its workers
+        return repr(self)
 
     def setup(self, stage: str | None = None) -> None:
         """Check the data of every split that `stage` needs, and build its graph. Starts no worker."""
