@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import TINY, Bools, Floats, log_ratio
+from lightning_intune.control.arrays import TINY, Bools, Floats, log_ratio, ratio
 from lightning_intune.control.best import BestKnown
 from lightning_intune.control.model import ModelSettings, Proposal, ServiceModel
 from lightning_intune.control.reading import Reading
@@ -218,7 +218,9 @@ class Knowledge:
         expected = model.cpu_s + base + slope * reading.busy
         # A thread that wakes late has waited for a core before it was busy: what it computed is certain.
         seen = np.maximum(reading.busy - reading.run_delay, reading.cpu) / x[:, None]
-        matters = reading.busy > 0.05 * reading.busy.max(1, keepdims=True)
+        # The work of few workers counts for little, unless they are busy themselves: such a stage limits the others.
+        use = ratio(reading.busy, reading.width)
+        matters = (reading.busy > 0.05 * reading.busy.max(1, keepdims=True)) | (use > 0.3)
         held = (reading.width == self.last_widths).all(1)
         # After a move costs change by contention alone; only a doubling is then a shift of its own.
         limit = np.where(held, np.log2(1.3) + 3.0 * reading.noise, 1.0 + 4.0 * reading.noise)

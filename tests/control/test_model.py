@@ -151,6 +151,16 @@ def test_a_stage_that_became_four_times_slower_is_noticed_at_once():
     np.testing.assert_allclose(situation.cpu_s[0], [0.010, 0.160], rtol=0.01)
 
 
+def test_a_stage_of_one_busy_worker_among_many_is_watched_too():
+    knowledge = Knowledge(1, 2)
+    before = reading([40, 1], rate=100, cpu_s=[0.0, 0.004], wait_s=[0.38, 0.0])
+    for _ in range(4):
+        assert not knowledge.observe(before).has_shifted[0]
+    # its one worker is now always busy, at 1 / 0.0112 samples/s: a tenth less than before
+    after = reading([40, 1], rate=89, cpu_s=[0.0, 0.0112], wait_s=[0.38, 0.0])
+    assert knowledge.observe(after).has_shifted[0]
+
+
 def test_fewer_cpus_are_noticed_at_once():
     knowledge = Knowledge(1, 1)
     before = reading([4], rate=300, cpu_s=[0.010], cpus=4.0)
