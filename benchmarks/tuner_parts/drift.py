@@ -69,7 +69,7 @@ def drift(quick: bool) -> dict[str, Any]:
 
 def _drifted(kind: Kind, change: Callable[[], Any], cpus: set[int] | None, quick: bool) -> dict[str, Any]:
     before_s, after_s, slice_s, pairs = (1.2, 1.5, 0.04, 2) if quick else (5.0, 6.0, 0.3, 8)
-    pipeline = LivePipeline(kind)
+    pipeline = LivePipeline(kind, settle_s=0.04 if quick else 0.1)
     everything = os.sched_getaffinity(0)
     try:
         tuner = Tuner(agent=make_agent("dqn"), knobs=pipeline.knobs, budget=Budget(), turn_interval_s=0.5)

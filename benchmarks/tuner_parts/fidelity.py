@@ -22,7 +22,7 @@ def fidelity(raw: dict[str, Any], quick: bool) -> dict[str, Any]:
     errors: dict[str, list[float]] = {}
     for kind in KINDS:
         swept: Swept = raw[kind.name]["sweep"]
-        window, others = _costs(kind, 0.3 if quick else 1.0)
+        window, others = _costs(kind, 0.2 if quick else 1.0)
         errors[kind.name] = _errors(_world(kind, window, others), swept)
     everything = [error for found in errors.values() for error in found]
     each = {name: float(np.median(found)) for name, found in errors.items()}
@@ -32,11 +32,11 @@ def fidelity(raw: dict[str, Any], quick: bool) -> dict[str, Any]:
 def _costs(kind: Kind, seconds: float) -> tuple[FlowStats, float]:
     pipeline = LivePipeline(kind)
     try:
-        pipeline.rate(0.2)
+        pipeline.rate(0.1)
         neighbours, budget = Neighbours(), Budget()
         before = pipeline.read()
         neighbours.observe(before, budget.read())
-        pipeline.rate(seconds, settle_s=0.0)
+        pipeline.rate(seconds)
         after = pipeline.read()
         return after.since(before), neighbours.observe(after, budget.read())
     finally:

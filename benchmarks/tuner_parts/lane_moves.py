@@ -22,7 +22,7 @@ def lane_moves(quick: bool) -> dict[str, Any]:
     `light_items` cross to processes for nothing. `heavy_items` are lists of numbers that take longer to pickle than to
     work on: a move is a loss there, and has to be taken back.
     """
-    seconds, turn_s = (5.0, 0.25) if quick else (15.0, 0.5)
+    seconds, turn_s = (3.0, 0.2) if quick else (15.0, 0.5)
     light, heavy = work.python(8), work.python(4)
     return {
         "light_items": _moved(lambda place: Item(place, ()), light, seconds, turn_s),

@@ -82,7 +82,7 @@ def contest(quick: bool, rivals: Sequence[str], kinds: Sequence[Kind] = KINDS) -
     raw: dict[str, Any] = {}
     seconds, slice_s, pairs = (1.2, 0.03, 2) if quick else (8.0, 0.3, 16)
     for kind in kinds:
-        pipeline = LivePipeline(kind)
+        pipeline = LivePipeline(kind, settle_s=0.04 if quick else 0.1)
         try:
             swept = sweep(pipeline, slice_s, **effort(quick))
             runs = {"dqn": tune(pipeline, "dqn", seconds, turn_s=0.25 if quick else 0.5)}

@@ -31,8 +31,8 @@ class Kind:
 class LivePipeline:
     """An endless elastic loader with a trainer that sleeps; knobs, meters, one batch per `advance`."""
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    def __init__(self, kind: Kind, *, settle_s: float = 0.1) -> None:
+        self.kind, self._settle_s = kind, settle_s
         root: Any = IterableSource(range(10**9))
         for name, fn in kind.stages():
             root = ElasticMapper(root, fn, num_workers=1, name=name)
@@ -56,13 +56,13 @@ class LivePipeline:
         for knob, width in zip(self.knobs, widths, strict=True):
             knob.turn(width)
 
-    def rate(self, seconds: float, settle_s: float = 0.1) -> float:
+    def rate(self, seconds: float) -> float:
         """Batches/s over about `seconds`, after the widths asked for are live and what was in flight before is gone."""
         began, count = time.perf_counter(), 0
         in_flight = sum(stage.num_in_flight for stage in self.read().stages)
         while (
             count < in_flight
-            or time.perf_counter() - began < settle_s
+            or time.perf_counter() - began < self._settle_s
             or any(k.live() != k.target() for k in self.knobs)
         ):
             self.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def contest(quick: bool) -> dict[str, Any]:
         "advantage_ci": {},
         "seeds": {},
     }
-    seeds = {path.stem: _seeded(path, num) for path in sorted(OTHER_SEEDS.glob("dqn-*.safetensors"))}
+    seeds = {path.stem: _seeded(path, num) for path in _other_weights()}
     rivals: dict[str, Outcome] = {}
     for name in RIVALS:
         rival = rivals[name] = _run(_rival(name), num)
@@ -52,7 +53,32 @@ def contest(quick: bool) -> dict[str, Any]:
     for stem, outcome in seeds.items():
         intervals = {name: paired_interval(rival.regret - outcome.regret) for name, rival in rivals.items()}
         sim["seeds"][stem] = _summary(outcome) | {"advantage_ci": intervals}
+    sim["repeated"] = repeated(num, repeats=2 if quick else 8)
+    if not quick:
+        sim["larger"] = repeated(2000, repeats=1, seed=SEED + 2)
     return {"sim": sim, "ablations": _ablations(num, quick) | {"none": _summary(ours)}}
+
+
+def repeated(num: int, *, repeats: int, seed: int = SEED) -> dict[str, Any]:
+    """Our training seeds beside the model alone on `num` pipelines, each run `repeats` times with other noise.
+
+    One run's luck with noise is most of what a single contest's interval is made of. A pipeline counts once, by the
+    mean of its runs: the interval is over pipelines.
+    """
+    agents: dict[str, Callable[[], Agent]] = {"model": lambda: _rival("model")}
+    agents["shipped"] = lambda: make_agent("dqn", learn=False, explore=0.0)
+    for path in _other_weights():
+        agents[path.stem] = lambda path=path: make_agent("dqn", weights=path, learn=False, explore=0.0)
+    regrets = {
+        name: np.stack([_run(make(), num, seed=seed, repeat=repeat).regret for repeat in range(repeats)])
+        for name, make in agents.items()
+    }
+    found: dict[str, Any] = {"num_pipelines": num, "repeats": repeats}
+    for name, regret in regrets.items():
+        found[name] = {"regret_mean": float(regret.mean()), "regret_p95": float(np.percentile(regret, 95))}
+        if name != "model":
+            found[name]["advantage_ci"] = paired_interval((regrets["model"] - regret).mean(0))
+    return found
 
 
 def drift(quick: bool) -> dict[str, Any]:
@@ -90,8 +116,12 @@ def paired_interval(difference: np.ndarray[Any, np.dtype[np.float64]], num_draws
     return [float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))]
 
 
-def _run(agent: Agent, num: int, ranges: Ranges = HARD) -> Outcome:
-    return run_contest(agent, ranges, num=num, turns=TURNS, seed=SEED)
+def _run(agent: Agent, num: int, ranges: Ranges = HARD, *, seed: int = SEED, repeat: int = 0) -> Outcome:
+    return run_contest(agent, ranges, num=num, turns=TURNS, seed=seed, repeat=repeat)
+
+
+def _other_weights() -> list[Path]:
+    return sorted(OTHER_SEEDS.glob("dqn-*.safetensors"))
 
 
 def _rival(name: str) -> Agent:

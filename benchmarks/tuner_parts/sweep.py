@@ -23,14 +23,16 @@ class Swept:
 
 def effort(quick: bool) -> dict[str, int]:
     """How hard `sweep` tries."""
-    return {"rounds": 1, "most": 6, "climbs": 0} if quick else {"rounds": 5, "most": 1000, "climbs": 6}
+    if quick:
+        return {"rounds": 1, "most": 5, "climbs": 0, "leaders": 2}
+    return {"rounds": 5, "most": 1000, "climbs": 6, "leaders": 5}
 
 
-def sweep(pipeline: LivePipeline, seconds: float, *, rounds: int, most: int, climbs: int) -> Swept:
+def sweep(pipeline: LivePipeline, seconds: float, *, rounds: int, most: int, climbs: int, leaders: int) -> Swept:
     """The best static widths: the kind's grid (about `most` settings of it), then the neighbours of the best so far.
 
     A grid's edge is no limit: the climb goes on while a neighbour is better. Settings whose full buffers exceed the
-    kind's memory do not count. The five best are tried again in turn, and the median of `rounds` decides.
+    kind's memory do not count. The `leaders` best are tried again in turn, and the median of `rounds` decides.
     """
     rates: dict[Widths, float] = {}
     grid = list(product(*pipeline.kind.sweep))
@@ -42,13 +44,13 @@ def sweep(pipeline: LivePipeline, seconds: float, *, rounds: int, most: int, cli
             _try(pipeline, widths, rates, seconds)
         if max(rates, key=lambda w: rates[w]) == best:
             break
-    leaders = sorted(rates, key=lambda w: -rates[w])[:5]
-    tried: dict[Widths, list[float]] = {widths: [] for widths in leaders}
+    first = sorted(rates, key=lambda w: -rates[w])[:leaders]
+    tried: dict[Widths, list[float]] = {widths: [] for widths in first}
     for _ in range(rounds):
-        for widths in leaders:
+        for widths in first:
             pipeline.set_widths(widths)
             tried[widths].append(pipeline.rate(seconds))
-    best = max(leaders, key=lambda w: float(np.median(tried[w])))
+    best = max(first, key=lambda w: float(np.median(tried[w])))
     return Swept(best=best, rates=rates)
 
 
