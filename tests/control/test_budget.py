@@ -102,6 +102,15 @@ def test_changes_are_seen_by_the_next_reading(tmp_path):
     assert ours.read().cpus == 1.0
 
 
+def test_a_memory_limit_that_changes_is_seen_within_four_readings(tmp_path):
+    proc(tmp_path / "proc")
+    write(tmp_path / "cgroup", {"cgroup.controllers": "", "job/memory.max": str(4 * GIB)})
+    ours = budget(tmp_path)
+    assert ours.read().memory_limit_bytes == int(0.8 * 4 * GIB)
+    write(tmp_path / "cgroup", {"job/memory.max": str(GIB)})
+    assert [ours.read().memory_limit_bytes for _ in range(4)][-1] == int(0.8 * GIB)
+
+
 def test_nothing_to_read_is_no_limit(tmp_path):
     proc(tmp_path / "proc")
     reading = budget(tmp_path).read()
