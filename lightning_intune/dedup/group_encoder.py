@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_intune.config import SparseFeature
-from lightning_intune.dedup.columns import Column
+from lightning_intune.dedup.columns import Column, as_one, plain_lists
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.rows import Engine, Lengths, find_equal_together
-from lightning_intune.flow.features import SparseEncoder
+from lightning_intune.flow.features import SparseEncoder, flat_values
 from lightning_intune.flow.ngrams import NgramEncoder, ngram_counts
 from lightning_intune.flow.transform import ToJagged
 
@@ -57,6 +57,14 @@ class GroupEncoder:
         jagged = KeyedJagged(names, _torch(self._encoded(flat)), _torch(np.concatenate(lengths)))
         return jagged, _torch(found.inverse)
 
+    def stored(self, table: pa.Table) -> KeyedJagged:
+        """Every row of the table as one that is stored, as in the session layout: nothing is sought."""
+        taken = {name: _flat(table.column(name)) for name in self._columns}
+        flat = [taken[feature.source_column] for feature in self._features]
+        lengths = [ngram_counts(own[1], feature.ngram) for own, feature in zip(flat, self._features, strict=True)]
+        names = [feature.name for feature in self._features]
+        return KeyedJagged(names, _torch(self._encoded(flat)), _torch(np.concatenate(lengths)))
+
     def _encoded(self, flat: Sequence[tuple[pa.Array, Lengths]]) -> npt.NDArray[np.int64]:
         """The embedding rows of each feature's values, one feature after the other."""
         parts: list[npt.NDArray[np.int64]] = []
@@ -79,6 +87,16 @@ class GroupEncoder:
         one = self._features[place]
         own = place if isinstance(values, pa.DictionaryArray) else -1  # a dictionary's rows are kept by its encoder
         return own, values.type, one.transform, one.num_embeddings, one.boundaries, one.seed, one.ngram
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, Lengths]:
+    """A column's values in one array, and how many each row has."""
+    array = as_one(column)
+    found = plain_lists(array)
+    if found is not None:
+        return found[0], found[1].astype(np.int32, copy=False)
+    (values,), counts = flat_values(pa.chunked_array([array]))
+    return values, np.ones(len(array), np.int32) if counts is None else counts
 
 
 def _torch(array: npt.NDArray[np.int64 | np.int32]) -> Tensor:

@@ -14,14 +14,15 @@ import torch
 
 from lightning_intune.column_types import is_list
 from lightning_intune.config import Schema, check_columns
-from lightning_intune.dedup.group_encoder import Part
+from lightning_intune.dedup.columns import plain_lists
+from lightning_intune.dedup.group_encoder import GroupEncoder, Part
 from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import Batch
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.rows import Engine
 from lightning_intune.dedup.transform import DedupSparse, assemble
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.transform import ToBatch, ToJagged
+from lightning_intune.flow.transform import ToBatch
 
 LAYOUT_KEY = b"lightning_intune.layout"
 LEVEL_KEY = b"lightning_intune.session_level"
@@ -62,7 +63,7 @@ class SessionsToBatch:
         shared = [feature for feature in schema.sparse if feature.source_column in self._level]
         own = [feature for feature in schema.sparse if feature.source_column not in self._level]
         self._keys = [feature.name for feature in schema.sparse]
-        self._shared = ToJagged(shared) if shared else None
+        self._shared = GroupEncoder(shared, engine=engine) if shared else None
         self._own = DedupSparse(own, plan or DedupPlan(), engine=engine) if own else None
         self._own_columns = {feature.source_column for feature in own}
         dense = {feature.source_column for feature in schema.dense} | set(schema.labels)
@@ -95,7 +96,7 @@ class SessionsToBatch:
         rows = pa.table({name: self._rows(table, name, inverse) for name in self._wanted()})
         parts: list[Part] = []
         if self._shared is not None:
-            parts.append((self._shared(table), torch.from_numpy(inverse)))
+            parts.append((self._shared.stored(table), torch.from_numpy(inverse)))
         if self._own is not None:
             made = self._own(rows)
             if isinstance(made, InverseKeyedJaggedTensor):
@@ -111,7 +112,7 @@ class SessionsToBatch:
 
     def _rows(self, table: pa.Table, name: str, inverse: npt.NDArray[np.int64]) -> pa.ChunkedArray:
         column = table.column(name)
-        return column.take(pa.array(inverse)) if name in self._level else pc.list_flatten(column)
+        return column.take(pa.array(inverse)) if name in self._level else _entries(column)
 
     def _as_row(self, table: pa.Table, name: str) -> pa.ChunkedArray:
         return table.column(name) if name in self._level else pc.list_flatten(table.column(name))
@@ -119,7 +120,7 @@ class SessionsToBatch:
     def _counts(self, table: pa.Table) -> npt.NDArray[np.int64]:
         counts: npt.NDArray[np.int64] | None = None
         for name in self._lists:
-            lengths = pc.fill_null(pc.list_value_length(table.column(name)), 0).to_numpy().astype(np.int64)
+            lengths = _list_lengths(table.column(name))
             if counts is not None and not np.array_equal(counts, lengths):
                 row = int(np.argmax(counts != lengths))
                 raise ValueError(
@@ -130,6 +131,20 @@ class SessionsToBatch:
             counts = lengths
         assert counts is not None, "there is a column that is not the session's"
         return counts
+
+
+def _entries(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The entries of all lists, one after the other."""
+    found = plain_lists(column.chunk(0)) if column.num_chunks == 1 else None
+    return pc.list_flatten(column) if found is None else pa.chunked_array([found[0]])
+
+
+def _list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """How many entries each list has; none where it is null."""
+    found = plain_lists(column.chunk(0)) if column.num_chunks == 1 else None
+    if found is not None:
+        return found[1].astype(np.int64, copy=False)
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
 
 
 def session_level(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
