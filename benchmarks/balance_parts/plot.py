@@ -30,7 +30,7 @@ def draw(figures: dict[str, Any], path: Path) -> str:
         left.bar(places, [100 * max(value, 1e-8) for value in values], wide, label=method)
     left.set_yscale("log")
     left.set_ylim(1e-7, 100)
-    left.set_xticks(range(len(settings)), [setting.replace("-", "\n") for setting in settings])
+    left.set_xticks(range(len(settings)), ["sigma " + setting.replace("-", "\n") for setting in settings])
     left.set_ylabel("planned bubble, % of the ranks' time (log)")
     left.set_title("256 ranks x 512 samples, lognormal sigma and cost")
     left.legend(ncols=7, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1))
