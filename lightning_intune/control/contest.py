@@ -41,9 +41,16 @@ class Outcome:
         return np.array(turns)
 
 
-def run_contest(agent: Agent, ranges: Ranges, *, num: int, turns: int, seed: int, max_stages: int = 10) -> Outcome:
-    """`agent` from width 1 on `num` pipelines drawn with `seed`: equal seeds are equal pipelines and equal noise."""
+def run_contest(
+    agent: Agent, ranges: Ranges, *, num: int, turns: int, seed: int, max_stages: int = 10, repeat: int = 0
+) -> Outcome:
+    """`agent` from width 1 on `num` pipelines drawn with `seed`: equal seeds are equal pipelines and equal noise.
+
+    `repeat` above 0 draws other noise for the same pipelines and shifts.
+    """
     fleet = Fleet.draw(num, ranges, np.random.default_rng(seed), max_stages=max_stages)
+    if repeat > 0:
+        fleet = Fleet.of(fleet.world, np.random.default_rng([seed, repeat]), fleet.shift)
     agent.restart(np.ones(num, dtype=np.bool_))
     shares = [fleet.share]
     for _ in range(turns):
