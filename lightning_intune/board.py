@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_intune.control import Decision
@@ -49,4 +50,14 @@ def write_hyperparameters(logger: Any, settings: Mapping[str, Any], last: Mappin
         for key in _FINAL
     }
     named = {f"intune/{key}": value for key, value in settings.items()}
-    logger.log_hyperparams({**dict(logger.hparams), **named}, metrics)
+    models = {
+        key: value if isinstance(value, int | float | str) else str(value) for key, value in logger.hparams.items()
+    }
+    if not models:
+        logger.log_hyperparams(named, metrics)
+        return
+    # TensorBoard keeps the first of a run's records, which is the model's own: ours goes into a run beside it.
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(Path(logger.log_dir) / "intune")) as writer:
+        writer.add_hparams({**models, **named}, metrics, run_name=".")

@@ -285,8 +285,10 @@ class InTuneCallback(Callback):
         self._tuned.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Lightning hands `log` of the model to every callback: a copy would take the whole model along.
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
         return {
-            **self.__dict__,
+            **kept,
             "_training": [],
             "_bubbles": {},
             "_places": {},

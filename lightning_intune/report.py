@@ -226,24 +226,27 @@ def stage_figure(found: DecisionLike | Findings) -> Any:
     boxes = [
         (
             stage.name,
-            f"{stage.width} workers\nbusy {stage.busy_share:.0%}\nblocked {stage.blocked_share:.0%}",
+            f"{stage.width} worker{'s' * (stage.width != 1)}, busy {stage.busy_share:.0%}, "
+            f"blocked {stage.blocked_share:.0%}",
             stage.busy_share,
         )
         for stage in found.stages
     ]
     boxes.append(
-        ("trainer", f"waits {found.wait_share:.0%}\n{found.samples_per_s:,.0f} samples/s", 1 - found.wait_share)
+        ("trainer", f"{found.samples_per_s:,.0f} samples/s, waits {found.wait_share:.0%}", 1 - found.wait_share)
     )
-    figure = Figure(figsize=(1.9 * len(boxes), 1.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    # As wide as TensorBoard's cards, which shrink what is wider until nobody can read it.
+    figure = Figure(figsize=(3.0, 0.62 * len(boxes)), dpi=100)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
-    axes.set_xlim(-0.5, len(boxes) - 0.5)
-    axes.set_ylim(0, 1)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(boxes), 0)
     for at, (name, text, busy) in enumerate(boxes):
         colour = (0.85, 0.25, 0.2, 0.9) if name == limit else (0.2, 0.4, 0.75, 0.15 + 0.6 * min(1.0, busy))
-        axes.add_patch(FancyBboxPatch((at - 0.34, 0.15), 0.68, 0.7, boxstyle="round,pad=0.04", facecolor=colour))
+        box = FancyBboxPatch((0.04, at + 0.14), 0.92, 0.66, boxstyle="round,pad=0,rounding_size=0.03", facecolor=colour)
+        axes.add_patch(box)
         ink = "white" if name == limit else "black"
-        axes.text(at, 0.5, f"{name}\n{text}", ha="center", va="center", fontsize=11, color=ink)
+        axes.text(0.5, at + 0.47, f"{name}\n{text}", ha="center", va="center", fontsize=9, color=ink)
         if at > 0:
-            axes.annotate("", (at - 0.39, 0.5), (at - 0.61, 0.5), arrowprops={"arrowstyle": "->"})
+            axes.annotate("", (0.5, at + 0.15), (0.5, at - 0.21), arrowprops={"arrowstyle": "-|>"})
     return figure
