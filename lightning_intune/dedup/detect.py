@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor, checked_groups
+from lightning_intune.dedup.groups import GroupShape, checked_groups
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.rows import Engine, Found, Rows, copy_rows, find_equal_together
 

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.utils._pytree as pytree  # private by name only: torch documents no other registry
 from torch import Tensor
 
+from lightning_intune.dedup.groups import GroupShape, UniqueRows
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.ragged import gather_rows, packed_starts
-from lightning_intune.errors import ConfigError
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class GroupShape:
-    """What the host knows of one group, so that no method waits for the device."""
-
-    keys: tuple[str, ...]
-    num_rows: int
-    """U, the rows that are stored."""
-    num_values: tuple[int, ...]
-    """Values stored for each key."""
-    has_inverse: bool = True
-    """False: every row of the batch is stored, in order, and the group has no entry in `inverse`."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class UniqueRows:
-    """One group: F keys over its U stored rows, and which of them each of the B rows is."""
-
-    jagged: KeyedJagged
-    """The stored rows, packed; their stride is U."""
-    inverse: Tensor | None
-    """[B] int64 in [0, U); None where the rows are stored as they come, U = B."""
-    weights: Tensor | None = None
-    """[N] per value of `jagged`."""
 
 
 @final
@@ -354,19 +326,6 @@ class InverseKeyedJaggedTensor:
             f"InverseKeyedJaggedTensor({{{groups}}}, values={values}{extra}, stride={self._stride}, "
             f"dedup_factor={self.dedup_factor:.2f})"
         )
-
-
-def checked_groups(keys: Sequence[str], groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """`groups` as tuples, and last, as one group, the keys in none. ConfigError for a name unknown or repeated."""
-    named = [name for group in groups for name in group]
-    for name in named:
-        if isinstance(groups, str) or any(isinstance(group, str) for group in groups):
-            raise ConfigError(f"dedup: groups={groups!r} holds a text. Give lists of names, as in [['{name}']].")
-        if name not in keys:
-            raise ConfigError(f"dedup: '{name}' is not among the keys {list(keys)}. Correct the name.")
-        if named.count(name) > 1:
-            raise ConfigError(f"dedup: '{name}' is in two groups, and its rows have one place. Name it once.")
-    return [tuple(group) for group in groups if group]
 
 
 def _flatten(ikjt: InverseKeyedJaggedTensor) -> tuple[list[Any], Any]:

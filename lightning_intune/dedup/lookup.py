@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor, UniqueRows
+from lightning_intune.dedup.groups import UniqueRows
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.ragged import packed_starts, row_index
 from lightning_intune.errors import ConfigError

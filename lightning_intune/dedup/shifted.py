@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 
 from lightning_intune.dedup.detect import to_numpy
-from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor
+from lightning_intune.dedup.groups import GroupShape
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.rows import Engine, Rows, compiled, copy_rows
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor
+from lightning_intune.dedup.groups import GroupShape
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.errors import ConfigError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_intune.config import SparseFeature
 from lightning_intune.dedup.group_encoder import GroupEncoder, Part
-from lightning_intune.dedup.ikjt import GroupShape, InverseKeyedJaggedTensor, checked_groups
+from lightning_intune.dedup.groups import GroupShape, checked_groups
+from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.rows import Engine

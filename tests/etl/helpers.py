@@ -40,3 +40,8 @@ def rows_of(output: Path, session_columns: Any = None) -> pa.Table:
     tables = [pq.read_table(path) for path in sorted(output.glob("*.parquet"))]
     whole = pa.concat_tables(tables)
     return whole if session_columns is None else unfold_sessions(whole, session_columns)
+
+
+def write(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
