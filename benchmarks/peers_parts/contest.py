@@ -49,7 +49,7 @@ class Contest:
         self._folder = folder_of(32_768 if quick else 262_144)
         self._sweep_s, self._run_s = (0.8, 1.0) if quick else (1.0, 3.0)
         self.warm_up_s, self.tune_s = (0.5, 2.0) if quick else (1.5, 12.0)
-        self._timeout_s = 30.0 if quick else 60.0
+        self._timeout_s = 30.0 if quick else 90.0
         self._rounds = 1 if quick else 5
         self._ours_work = "sessions_layout" if workload == "sessions" else workload
         works = dict.fromkeys((workload, self._ours_work))
