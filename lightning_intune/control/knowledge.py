@@ -14,6 +14,9 @@ from lightning_intune.control.reading import Reading
 from lightning_intune.control.reward import RewardSettings, worth
 from lightning_intune.control.step_time import StepTime
 
+_FORGET_ALARMS = 0.8
+"""Part of the alarms after moves that is remembered after a turn."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class Knowledge:
         self.base_bytes = np.full(num_pipelines, np.inf)
         self.suspicion = np.zeros((num_pipelines, num_stages))
         self.doubt = np.zeros(num_pipelines)
+        self.alarms = np.zeros(num_pipelines)
         self.room_bytes = np.zeros((num_pipelines, num_stages))
         self.room_weight = np.zeros((num_pipelines, num_stages))
         self.last_cpus = np.zeros(num_pipelines)
@@ -100,6 +104,7 @@ class Knowledge:
             self.others,
             self.suspicion,
             self.doubt,
+            self.alarms,
         ):
             array[rows] = 0.0
         self.base_bytes[rows] = np.inf
@@ -222,23 +227,26 @@ class Knowledge:
         use = ratio(reading.busy, reading.width)
         matters = (reading.busy > 0.05 * reading.busy.max(1, keepdims=True)) | (use > 0.3)
         held = (reading.width == self.last_widths).all(1)
-        # After a move costs change by contention alone; only a doubling is then a shift of its own.
-        limit = np.where(held, np.log2(1.3) + 3.0 * reading.noise, 1.0 + 4.0 * reading.noise)
+        # After a move costs change by contention alone; only a doubling is then a shift of its own. Where one move
+        # after the other doubles or halves them (memory reused or not), each takes twice as much to be believed.
+        bar = np.where(held, 0.4, 1.0 + self.alarms)
+        limit = np.where(held, np.log2(1.3) + 3.0 * reading.noise, 1.0 + self.alarms + 4.0 * reading.noise)
         off = np.abs(log_ratio(seen, expected))
         known = matters & (model.weight > 0.5) & knows[:, None] & reading.is_stage
         self.suspicion = np.where((off > limit[:, None]) & known, self.suspicion + 1.0, 0.0)
         # A doubling is believed at once, less only when the next turn shows it again: neighbours come and go.
-        sure = np.minimum(limit + 0.7, np.where(held, 0.4, 1.0) + 9.0 * reading.noise)
+        sure = np.minimum(limit + 0.7, bar + 9.0 * reading.noise)
         stages = (self.suspicion >= 2) | ((off > sure[:, None]) & known)
+        self.alarms = _FORGET_ALARMS * self.alarms + (stages.any(1) & ~held)
         budget = np.abs(np.log(reading.cpus / np.maximum(self.last_cpus, TINY))) > 0.04
         memory = reading.memory_limit_bytes != self.last_limit
         rate, visits = self.best.known(reading.width)
         spread = reading.noise * np.sqrt(1.0 + 1.0 / np.maximum(visits, 1.0))
         change = np.where(visits > 0, np.abs(np.log(np.maximum(counted, TINY) / np.maximum(rate, TINY))), 0.0)
-        bar = np.maximum(0.2, 4.0 * spread)
-        doubted = np.where(change > bar, self.doubt + 1.0, 0.0)
+        odd = np.maximum(0.2, 4.0 * spread)
+        doubted = np.where(change > odd, self.doubt + 1.0, 0.0)
         self.doubt = np.where(knows & (visits > 0), doubted, self.doubt)
-        sure = np.minimum(bar + 0.5, np.maximum(0.2, 9.0 * spread))
+        sure = np.minimum(odd + 0.5, np.maximum(0.2, 9.0 * spread))
         strange = knows & ((self.doubt >= 2) | (change > sure))
         self.suspicion[stages], self.doubt[strange] = 0.0, 0.0
         return stages, knows & (budget | memory | strange)

@@ -33,6 +33,7 @@ _KNOWN = (
     "base_bytes",
     "suspicion",
     "doubt",
+    "alarms",
     "trust",
 )
 
