@@ -85,6 +85,7 @@ def test_the_readme_shows_python() -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_of_python_runs_as_written(block: str, clicks: Path) -> None:
     (clicks / "given.py").write_text(GIVEN)
+    (clicks / "my_model.py").write_text(python_blocks(README)[0])  # as the README says
     script = clicks / "block.py"  # a file, as a reader would have it: worker processes may import it
     script.write_text("from given import *\n" + block)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if this checkout were installed
@@ -92,6 +93,19 @@ def test_a_block_of_python_runs_as_written(block: str, clicks: Path) -> None:
         [sys.executable, script], cwd=clicks, env=environment, capture_output=True, text=True, check=False, timeout=110
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_settings_train_from_the_command_line(clicks: Path) -> None:
+    [settings] = re.findall(r"^```yaml\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    (clicks / "run.yaml").write_text(settings)
+    (clicks / "my_model.py").write_text(python_blocks(README)[0])
+    command = [sys.executable, "-m", "lightning_intune.console", "fit", "--config", "run.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=clicks, env=environment, capture_output=True, text=True, check=False, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| transform |" in done.stderr + done.stdout
 
 
 def test_every_make_target_that_is_named_exists() -> None:
