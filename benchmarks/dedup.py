@@ -4,7 +4,8 @@ Times are CPU seconds of one thread, so that other work on the machine disturbs 
 run. Every training ratio is against the cheaper of our own plain path and TorchRec's DLRM on the expanded batch;
 `vs_vbe` is against TorchRec 1.8's own handling of `inverse_indices`, a weak rival on CPU;
 an unsharded EmbeddingCollection ignores them, so for `sequence` that figure is the plain path's. The plan is chosen by
-`plan_for` from the data, as a user would: where sessions have one row it deduplicates nothing.
+`plan_for` from the data, as a user would: where sessions have one row it deduplicates nothing. Preprocessing hashes
+lists and their pairs of neighbours; `preprocess_ratio_hash_only` leaves the pairs out, and decoding Parquet dominates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks.dedup_parts.data import BATCH_ROWS, write
 from benchmarks.dedup_parts.kernel import kernel
-from benchmarks.dedup_parts.preprocess import batches, preprocess, storage
+from benchmarks.dedup_parts.preprocess import batches, cost_where_nothing_repeats, preprocess, storage
 from benchmarks.dedup_parts.quality import quality
 from benchmarks.dedup_parts.training import errors, train_ratios
 from benchmarks.result import main, put
@@ -45,10 +46,19 @@ def _at(mean: int, quick: bool, runs: int, figures: dict[str, Any]) -> dict[str,
         small, fast = write(Path(folder), rows, float(mean), small=is_otto)
         if is_otto:
             found["storage_ratio"] = storage(small)
-        for name, values in preprocess(fast, mean, runs if mean in (1, OTTO) else max(1, runs // 2)).items():
+        few = runs if mean in (1, OTTO) else max(1, runs // 2)
+        for name, values in preprocess(fast, mean, few, pairs=True).items():
             put(found["preprocess_ratio"], name, values)
+        if is_otto:
+            found["preprocess_ratio_hash_only"] = {}
+            for name, values in preprocess(fast, mean, few, pairs=False).items():
+                put(found["preprocess_ratio_hash_only"], name, values)
+        if mean == 1:
+            found["preprocess_cost"] = {}
+            for name, values in cost_where_nothing_repeats(fast, 2 * runs).items():
+                put(found["preprocess_cost"], name, values)
         plain, dedup = batches(fast, 1 if quick else 2, BATCH_ROWS // (4 if quick else 2))
-    ratios = train_ratios(plain, dedup, runs if mean in (1, OTTO) else max(1, runs // 2))
+    ratios = train_ratios(plain, dedup, few)
     for name in ("dlrm", "sequence"):
         put(found["train_ratio"], name, ratios["train"][name])
         put(found["train_ratio_vs_vbe"], name, ratios["vbe"][name])
@@ -75,6 +85,12 @@ def table(figures: dict[str, Any]) -> str:
             f"{mean:>16}  {made['clustered']:9.2f}  {made['ikjt']:5.2f}  {made['sessions']:8.2f}  "
             f"{train['dlrm']:5.2f}  {train['sequence']:8.2f}  {at['train_ratio_vs_vbe']['dlrm']:8.2f}"
         )
+    made, cost = figures["preprocess_ratio_hash_only"], figures["by_session_mean"]["1"]["preprocess_cost"]
+    lines += [
+        f"preprocessing without pairs of neighbours, 17 rows per session: clustered {made['clustered']:.2f}, "
+        f"ikjt {made['ikjt']:.2f}, sessions {made['sessions']:.2f}",
+        f"cost where nothing repeats (1: none): ikjt {cost['ikjt']:.3f}, sessions {cost['sessions']:.3f}",
+    ]
     lines.append(f"errors: forward {figures['max_forward_error']:.1e}, gradient {figures['max_gradient_error']:.1e}")
     for way, values in figures["auc"].items():
         lines.append(f"AUC {way:>9}: " + ", ".join(f"{value:.4f}" for value in values))
