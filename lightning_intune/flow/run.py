@@ -14,7 +14,6 @@ from typing import Any, final
 
 from lightning_intune.errors import stage_error
 from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
-from lightning_intune.flow.byte_room import ByteRoom
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
 from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.gate import Gate, ring, ring_all
@@ -22,6 +21,7 @@ from lightning_intune.flow.hoard import Hoard
 from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
 from lightning_intune.flow.node import BaseNode, State
+from lightning_intune.flow.outbox import Outbox
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.sizes import item_nbytes
 from lightning_intune.flow.stage_meter import StageMeter
@@ -61,9 +61,9 @@ class Run:
         self._inline = Worker(plan.clock())  # the consumer, where it works itself
         self._target, self._bound, self._fixed_bound = 0, 1, None
         self._inbox: deque[tuple[int, Any]] = deque()  # claimed, and not yet in any worker's hands
-        self._held: dict[Worker, deque[tuple[int, Any, int]]] = {}  # done, and waiting for room: number, item, bytes
         self._hoard = Hoard() if plan.hoards else None
-        self._bytes = ByteRoom(plan.max_bytes)
+        self._outbox = Outbox(self._buffer, plan.max_bytes, self.gate)
+        self._is_bounded, self._remembers = self._outbox.is_bounded, self._triage.remembers
         self._in_flight = 0
         self._num_waiting = 0  # consumers: one, unless several threads share the stage
         self._claiming = self._started = False
@@ -124,11 +124,10 @@ class Run:
             raise item.error
         number = self._buffer.pop()
         self._in_flight -= 1
-        if self._triage.remembers:
+        if self._remembers:
             self._triage.came_out(self._buffer.low)
-        if self._bytes.is_bounded:
-            self._bytes.release(number)
-            ring_all(self.gate.has_room)  # even an item of no bytes made another one the head of the line
+        if self._is_bounded:
+            self._outbox.release(number)
         if self._num_waiting:
             self.gate.has_item.notify_all()  # another thread waits: the next item, or the end, is its
         # Tiny items: let half the room open before a worker is woken for it.
@@ -219,7 +218,7 @@ class Run:
                 cpu_s=sum(worker.cpu_s() for worker in metered),
                 run_delay_s=sum(worker.run_delay_s() for worker in metered),
             )
-            bytes_ready = self._bytes.used if self._bytes.is_bounded else int(num_ready * self._meter.item_bytes)
+            bytes_ready = self._outbox.used_bytes if self._is_bounded else int(num_ready * self._meter.item_bytes)
             gauges = {"num_in_flight": self._in_flight, "max_in_flight": self._bound}
             return reading | gauges | {"num_ready": num_ready, "bytes_ready": bytes_ready}
 
@@ -254,7 +253,7 @@ class Run:
         self._meter.settle(worker, STARVED, self._plan.clock())
         if self._num_waiting and len(self._inbox) > 1:
             ring(self.gate.can_claim)  # what was claimed as tiny keeps the consumer waiting: everybody is needed
-        return self._hand_in(worker) if worker in self._held else self._next_step(worker)
+        return self._hand_in(worker) if self._outbox.holds(worker) else self._next_step(worker)
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
@@ -346,6 +345,9 @@ class Run:
 
     def _take_in(self, numbers: Sequence[int], items: list[Any]) -> None:
         """Into the inbox; but what a pass before a resume has skipped is left out again, unseen."""
+        if not self._triage.known:
+            self._inbox.extend(zip(numbers, items, strict=True))
+            return
         for number, item in zip(numbers, items, strict=True):
             if number in self._triage.known:
                 self._hand_over(number, Skipped(number, None))
@@ -433,7 +435,7 @@ class Run:
 
     def _put(self, worker: Worker, work: Work, outcomes: list[Any], *, fn_s: float | None = None) -> Step:
         """Hand outcomes to the consumer, and find the worker's next step under the same lock."""
-        is_bounded, meter = self._bytes.is_bounded, self._meter
+        is_bounded, meter = self._is_bounded, self._meter
         measured = is_bounded or meter.num_items & _REVIEW < len(outcomes)
         sizes = [item_nbytes(outcome) for outcome in outcomes] if measured else []
         input_bytes = item_nbytes(work[0][1]) if measured and fn_s is not None else 0
@@ -447,8 +449,7 @@ class Run:
                     meter.note_bytes(nbytes)
                 self._review_bound()
             if is_bounded:
-                numbers = [number for number, _ in work]
-                self._held[worker] = deque(zip(numbers, outcomes, sizes, strict=True))
+                self._outbox.hold(worker, work, outcomes, sizes)
                 return self._hand_in(worker)
             for (number, _), outcome in zip(work, outcomes, strict=True):
                 self._hand_over(number, outcome)
@@ -456,18 +457,12 @@ class Run:
 
     def _hand_in(self, worker: Worker) -> Step:
         """Hand over what the byte bound lets in; what the consumer needs next, or made itself, it always does."""
-        held = self._held[worker]
-        while held:
-            number, outcome, nbytes = held[0]
-            goes_in = self.gate.is_closing or worker is self._inline or self._buffer.is_next(number)
-            if not (goes_in or self._bytes.fits(nbytes, head_is_in=self._buffer.peek() is not NOTHING)):
-                self._meter.settle(worker, BLOCKED, self._plan.clock())
-                worker.bench = self.gate.has_room
-                return WAIT
-            held.popleft()
-            self._bytes.hold(number, nbytes)
+        for number, outcome in self._outbox.let_in(worker, always=worker is self._inline):
             self._hand_over(number, outcome)
-        del self._held[worker]
+        if self._outbox.holds(worker):
+            self._meter.settle(worker, BLOCKED, self._plan.clock())
+            worker.bench = self.gate.has_room
+            return WAIT
         return None if worker is self._inline else self._next_step(worker)
 
     def _hand_over(self, number: int, outcome: Any) -> None:

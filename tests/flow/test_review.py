@@ -294,8 +294,10 @@ def test_workers_are_live_when_their_lanes_are() -> None:
     node.resize(3)
     run = node._run
     assert run is not None
-    with run._lock:  # nobody can become live in here
-        assert node.stats().live_workers == sum(worker.lane is not None for worker in run._workers)
+    with run._lock:  # nobody comes or goes in here, but a lane may open
+        before = sum(worker.lane is not None for worker in run._workers)
+        live = node.stats().live_workers
+        assert before <= live <= sum(worker.lane is not None for worker in run._workers)
     node.shutdown()
 
 
