@@ -31,6 +31,7 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
             [*CONSOLE, "synth", val, "--rows", "10000", "--row-group-rows", "2000", "--seed", "1", "--quiet"],
             [*CONSOLE, "fit", "--config", config, *SESSIONS, *data],
         ],
+        "ray_lanes": [[sys.executable, "-m", "examples.ray_lanes.run"]],
         "custom_agent": [[sys.executable, "-m", "examples.custom_agent.drive"]],
     }
 

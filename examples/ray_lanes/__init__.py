@@ -1,0 +1,1 @@
+"""A stage whose workers are Ray actors."""
