@@ -44,7 +44,7 @@ class MoveSet:
             cut, grow = np.floor(0.8 * w), np.ceil(1.25 * w)
             rich, lean = situation.proposal.rich, situation.proposal.lean
             options = [w, p, rich, lean, situation.best_widths, w + 1.0, w - 1.0, cut, grow]
-        return np.stack([reading.legal(option) for option in options], axis=-1)
+        return reading.legal(np.stack(options)).transpose(1, 2, 0)
 
     def legal(self, situation: Situation, widths: Floats) -> Bools:
         """[B, N, A] moves that may be made: holding always; no two moves to one width; CPU and memory allow it.
@@ -69,11 +69,10 @@ class MoveSet:
         allowed[..., HOLD] = True
         return allowed
 
-    @classmethod
-    def together(cls, widths: Floats) -> Ints:
+    @staticmethod
+    def together(widths: Floats) -> Ints:
         """[B, N, NUM_JOINT] each stage's move where all of them make the same one of the first moves."""
-        found = [cls.index_of(widths, widths[..., move])[0] for move in range(NUM_JOINT)]
-        return np.stack(found, axis=-1)
+        return (widths[..., None] == widths[..., None, :NUM_JOINT]).argmax(-2)
 
     @staticmethod
     def index_of(widths: Floats, asked: Floats) -> tuple[Ints, Bools]:

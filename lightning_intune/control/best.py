@@ -50,14 +50,14 @@ class BestKnown:
         return self.widths[rows, at], self.rate[rows, at], self.visits[rows, at]
 
     def known(self, widths: Floats) -> tuple[Floats, Floats]:
-        """(mean rate [B], visits [B]) measured at `widths`; zeros where they were never tried."""
+        """(mean rate, visits) [..., B] measured at `widths` [..., B, N]; zeros where they were never tried."""
         slot, is_known = self._find(widths)
-        rows = np.arange(len(slot))
+        rows = np.arange(slot.shape[-1])
         return np.where(is_known, self.rate[rows, slot], 0.0), np.where(is_known, self.visits[rows, slot], 0.0)
 
     def _find(self, widths: Floats) -> tuple[Ints, Bools]:
-        same = (self.widths == widths[:, None, :]).all(2) & (self.visits > 0)
-        return same.argmax(1), same.any(1)
+        same = (self.widths == widths[..., None, :]).all(-1) & (self.visits > 0)
+        return same.argmax(-1), same.any(-1)
 
     def _bound(self, noise: Floats) -> Floats:
         doubt = self._caution * noise[:, None] / np.sqrt(np.maximum(self.visits, 1.0))
