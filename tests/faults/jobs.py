@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from lightning_intune.errors import StageError
-from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, ParquetSource, retry, skip
+from lightning_intune.flow import ElasticLoader, ElasticMapper, EqualSteps, IterableSource, ParquetSource, retry, skip
 from lightning_intune.flow.row_groups import RowGroupReadError
 from tests.faults import functions
 from tests.faults.ledger import Trial
 from tests.faults.runner import Scenario
+from tests.flow.ranks import Line, on_all_ranks
 
 ROOT = Path(__file__).parents[2]
 NUM_ITEMS = 600
@@ -245,6 +246,44 @@ def few_files(trial: Trial) -> None:
         trial.came(range(20), loader)
 
 
+# ---- another rank ----
+
+
+def slow_and_dead_ranks(trial: Trial) -> None:
+    """Three ranks of unequal lengths, one slow: as many steps on each. Then one dies, and the others are told."""
+    lengths = [trial.rng.randint(10, 40) for _ in range(3)]
+    slow, dead = trial.rng.sample(range(3), 2)
+    stop_at = min(lengths) // 2
+
+    def node(line: Line, fails_at: int | None) -> EqualSteps[int]:
+        def work(n: int) -> int:
+            if n == fails_at:
+                raise OSError("this rank's disk is gone")
+            time.sleep(0.003 if line.rank == slow else 0.0)
+            return n
+
+        stage = ElasticMapper(IterableSource(range(lengths[line.rank])), work, 2, name="work")
+        return EqualSteps(stage, mode="drop", window=4, communicator=line)
+
+    for rank, out in enumerate(on_all_ranks(3, lambda line: list(node(line, None)))):
+        trial.check(isinstance(out, list), f"rank {rank} ended with {out!r}")
+        trial.came(range(min(lengths)), out if isinstance(out, list) else [])
+
+    def until_it_ends(line: Line) -> BaseException | None:
+        try:
+            for _ in node(line, stop_at if line.rank == dead else None):
+                pass
+        except (OSError, RuntimeError) as error:
+            return error
+        return None
+
+    for rank, error in enumerate(on_all_ranks(3, until_it_ends)):
+        with trial.raises(RuntimeError, "stage 'work'" if rank == dead else f"rank {dead}"):
+            if error is not None:
+                raise error
+    trial.inject(2)
+
+
 SCENARIOS = (
     Scenario(name="SIGKILL of the trainer, resumed", promise="trained once each", run=killed_trainer, is_heavy=True),
     Scenario(
@@ -258,5 +297,6 @@ SCENARIOS = (
         run=little_memory,
         is_heavy=True,
     ),
+    Scenario(name="a slow and a dead rank", promise="equal steps; all end, and name it", run=slow_and_dead_ranks),
     Scenario(name="no file descriptors left", promise="told, not waited for", run=few_files),
 )
