@@ -18,9 +18,10 @@ from benchmarks.train_parts.model import MODELS, network
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both layouts of 4 batches of 64 rows, and the validation's."""
+    made = str(tmp_path_factory.mktemp("train"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "ROWS_PER_BATCH", 64)
-        patch.setattr(data.tempfile, "gettempdir", lambda: str(tmp_path_factory.mktemp("train")))
+        patch.setattr(data.tempfile, "gettempdir", lambda: made)
         return data.folder_of(4)
 
 
