@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,15 @@ def test_every_make_target_that_is_named_exists() -> None:
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), flags=re.MULTILINE))
         assert named
         assert named <= targets
+
+
+@pytest.mark.parametrize("package", ["flow", "dedup", "balance", "control"])
+def test_every_public_name_is_in_the_reference(package: str) -> None:
+    page = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
+    described = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, flags=re.MULTILINE))
+    names = set(import_module(f"lightning_intune.{package}").__all__)
+    aliases = {"AgentName"}  # the name of a type
+    assert names - aliases <= described
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
