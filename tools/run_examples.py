@@ -5,6 +5,7 @@ One that needs data which is not there says so itself. Exits 1 where any failed,
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,8 +33,15 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
             [*CONSOLE, "fit", "--config", config, *SESSIONS, *data],
         ],
         "ray_lanes": [[sys.executable, "-m", "examples.ray_lanes.run"]],
+        "notebook": [[sys.executable, "-c", code_of(ROOT / "examples" / "notebook" / "tuning.ipynb")]],
         "custom_agent": [[sys.executable, "-m", "examples.custom_agent.drive"]],
     }
+
+
+def code_of(notebook: Path) -> str:
+    """Its cells of code, from top to bottom."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def main() -> int:
