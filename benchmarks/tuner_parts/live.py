@@ -80,7 +80,7 @@ def contest(quick: bool, rivals: Sequence[str], kinds: Sequence[Kind] = KINDS) -
     """(the keys under `live`, what the plots and the fidelity need) for each of the pipelines."""
     live: dict[str, Any] = {}
     raw: dict[str, Any] = {}
-    seconds, slice_s, pairs = (1.2, 0.03, 2) if quick else (8.0, 0.3, 16)
+    seconds, slice_s, pairs = (1.2, 0.03, 2) if quick else (8.0, 0.3, 12)
     for kind in kinds:
         pipeline = LivePipeline(kind, settle_s=0.04 if quick else 0.1)
         try:

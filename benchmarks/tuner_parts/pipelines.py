@@ -128,7 +128,7 @@ KINDS = (
     Kind(
         name="memory_heavy",
         stages=lambda: [("read", work.waiting(15)), ("decode", work.big(8)), ("scale", work.reduce_big(2))],
-        sweep=((8, 14, 20, 28, 40), (1, 2, 3, 5), (1, 2, 3, 5)),
+        sweep=((8, 16, 28, 40), (1, 2, 4), (1, 2, 4)),
         memory_bytes=400 << 20,
     ),
 )

@@ -25,7 +25,7 @@ def effort(quick: bool) -> dict[str, int]:
     """How hard `sweep` tries."""
     if quick:
         return {"rounds": 1, "most": 5, "climbs": 0, "leaders": 2}
-    return {"rounds": 5, "most": 1000, "climbs": 6, "leaders": 5}
+    return {"rounds": 5, "most": 1000, "climbs": 4, "leaders": 5}
 
 
 def sweep(pipeline: LivePipeline, seconds: float, *, rounds: int, most: int, climbs: int, leaders: int) -> Swept:
