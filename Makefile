@@ -49,10 +49,7 @@ format: setup ## Let ruff rewrite what it can
 lock: ## Remake requirements.lock from pyproject.toml (needs the registry, some minutes)
 	@"$(PYTHON)" tools/make_lock.py
 
-release-soak: setup ## Half an hour of faults, counted (SOAK_S=120: two minutes); exits 1 if a promise broke
-	@$(bin)/python -m tests.faults.soak
-
-check: setup ## Build wheel and sdist, use them in an empty environment (needs the registry, some minutes)
+release-check: setup ## Build wheel and sdist, use them in an empty environment (needs the registry, some minutes)
 	@$(bin)/python tools/release_check.py
 
 clean: ## Remove .venv and every cache
