@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
-EXTRAS = "ray,fast,etl,plots,dev"
+EXTRAS = "ray,fast,etl,plots,metrics,dev"
 # TorchRec 1.8.0 names `fbgemm-gpu`, the CUDA build, and a torchmetrics of 2023; the CPU build and the present
 # torchmetrics serve it (DESIGN, section 9), so both come without their needs and the rest of them by name.
 BARE = ("torchrec==1.8.0", "fbgemm-gpu-cpu==1.8.0")

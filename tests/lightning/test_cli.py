@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -100,3 +103,63 @@ def test_a_guess_leaves_out_what_no_feature_takes_and_quotes_odd_names() -> None
     assert (schema.weight, left) == ("w", ["at"])
     with pytest.raises(ConfigError, match="no column 'click'"):
         infer_schema(table, labels=["click"])
+
+
+@pytest.mark.parametrize(
+    ("line", "some", "none"),
+    [
+        ("", ["fit", "cluster", "doctor"], ["--config"]),
+        ("cl", ["cluster"], ["fit"]),
+        ("cluster --la", ["--layout"], ["--config"]),
+        pytest.param("fit --intune.agent ", ["dqn", "hill"], ["fit"], marks=pytest.mark.slow),  # seconds of imports
+        pytest.param("fit --data.batch", ["--data.batch_size"], ["--intune.agent"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_tab_key_completes_commands_options_and_values(
+    line: str, some: list[str], none: list[str], tmp_path: Path
+) -> None:
+    """As the function that `register-python-argcomplete` gives the shell asks."""
+    if line.startswith("cluster"):
+        pytest.importorskip("duckdb")
+    whole, answer = f"lightning-intune {line}", tmp_path / "answer"
+    asks = {"COMP_LINE": whole, "COMP_POINT": str(len(whole)), "COMP_TYPE": "9", "_ARGCOMPLETE": "1"}
+    files = {"_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    command = [sys.executable, "-m", "lightning_intune.console"]
+    ended = subprocess.run(command, env={**os.environ, **asks, **files}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = [word.strip() for word in answer.read_text().split("\n")]
+    assert set(some) <= set(found)
+    assert not set(none) & set(found)
+
+
+def test_every_setting_is_printed_with_its_meaning(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"data:\n  train: {clicks}\n  schema:\n    dense: [{{name: row}}]\n"
+        "    sparse: [{name: item, num_embeddings: 8}]\n    labels: [click]\n"
+    )
+    model = "lightning.pytorch.demos.boring_classes.BoringModel"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config), "--model", model, "--print_config=comments"])
+    assert ended.value.code == 0
+    settings = documented(capsys.readouterr().out, ("data", "intune"))
+    assert len(settings) > 40
+    assert [name for name, comment in settings if len(comment) < 12] == []
+
+
+def documented(text: str, sections: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each setting within `sections`, and the comment in front of it, less what it says about type and default."""
+    found: list[tuple[str, str]] = []
+    section, comment = "", ""
+    for line in text.splitlines():
+        words = line.strip().removeprefix("- ")
+        if line[:1].isalpha():
+            section, comment = line.split(":")[0], ""
+        elif words.startswith("#"):
+            comment += words.removeprefix("#").split("(type:")[0].split("(required")[0].strip()
+        elif section in sections and ":" in words:
+            found.append((words.split(":")[0], comment))
+            comment = ""
+    return found
