@@ -171,11 +171,12 @@ def test_what_was_told_in_one_epoch_is_heard_in_the_next() -> None:
         node.reset()
         next(node)
         found = node.bubbles
-        node.shutdown()
-        return found
+        node.observe(4.0)
+        return found, node.settle()
 
-    for found in on_all_ranks(2, work):
+    for found, last in on_all_ranks(2, work):
         assert (found.first_step, found.num_steps, found.measured) == (0, 4, pytest.approx(0.25))
+        assert (last.first_step, last.num_steps, last.measured) == (4, 1, 0.0)  # numbered on
 
 
 def test_training_that_ends_within_a_pass_is_settled_too() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_intune.balance import BalancedBatcher, BalancedExchange, CostModel, RankBatch, mean_loss
+from lightning_intune.balance.feed import ShareToBatch, TableShare
 from lightning_intune.balance.measure import MeasureImpressions, MeasureSessions
 from lightning_intune.balance.rows import Row, TableRows, joined
 from lightning_intune.config import Schema, SparseFeature
@@ -274,3 +275,17 @@ def test_a_mean_loss_without_a_scale_is_the_weighted_mean() -> None:
     assert mean_loss(given_losses, batch(torch.zeros(2))) == 0.0
     with pytest.raises(ValueError, match=r"losses have shape \[2, 1\]"):
         mean_loss(given_losses[:, None], batch(None))
+
+
+def test_padding_weighs_nothing_and_others_are_scaled() -> None:
+    to_batch = ShareToBatch(TO_BATCH)
+    table = sessions(0, 3)
+    padding = to_batch(TableShare(table=table, loss_scale=0.0, is_padding=True))
+    assert padding.weights is not None
+    assert not padding.weights.any()
+    assert padding.loss_scale == 0.0
+    share = to_batch(TableShare(table=table, loss_scale=0.25, is_padding=False))
+    assert share.weights is not None
+    assert share.weights.all()
+    assert share.loss_scale == 0.25
+    assert to_batch(TableShare(table=table, loss_scale=None, is_padding=False)).loss_scale is None
