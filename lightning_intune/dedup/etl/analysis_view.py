@@ -95,14 +95,14 @@ def draw_analysis(found: Analysis, path: Path) -> None:
     factors.set_xlim(left=1.0)
     factors.set_yticks(list(places), [one.name for one in shown])
     factors.set_xlabel("rows per stored row (1: nothing repeats)")
-    factors.legend(frameon=False, loc="lower right")
     before = [one.bytes_per_row for one in shown]
     after = [min(one.bytes_per_row, one.bytes_per_row - one.saved_bytes_per_row) for one in shown]
     sizes.barh(places, before, height=0.6, label="every row", color="#d9d9d9")
     sizes.barh(places, after, height=0.6, label="deduplicated, where it pays", color="#1b6ca8")
     sizes.set_xlabel("bytes per row of a batch")
-    sizes.legend(frameon=False, loc="lower right")
     for axes in (factors, sizes):
+        # Above the bars: inside, it lies on the longest where that is the last.
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize="small")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{found.samples_per_session:.1f} rows per session; with the proposed groups {found.value_factor:.2f}x fewer "
