@@ -70,9 +70,12 @@ class Trial:
             self.broken.append("reordered")
 
     @contextmanager
-    def raises(self, kind: type[BaseException], *words: str, item: int | None = None) -> Iterator[None]:
+    def raises(
+        self, kind: type[BaseException] | tuple[type[BaseException], ...], *words: str, item: int | None = None
+    ) -> Iterator[None]:
         """The block must raise that, with these words; `item` also asks for a StageError of that item."""
         self.num_errors += 1
+        wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         try:
             yield
         except kind as error:
@@ -86,9 +89,9 @@ class Trial:
         except HungError:
             raise
         except BaseException as error:  # noqa: BLE001 - it is what the trial shows
-            self.broken.append(f"another error: {type(error).__name__}: {str(error)[:200]}, not {kind.__name__}")
+            self.broken.append(f"another error: {type(error).__name__}: {str(error)[:200]}, not {wanted}")
         else:
-            self.broken.append(f"swallowed: no {kind.__name__} came")
+            self.broken.append(f"swallowed: no {wanted} came")
 
     def outcome(self, scenario: str, leaks: Sequence[str]) -> Outcome:
         """The counts."""
