@@ -2,6 +2,7 @@
 
 A turn's noise (2-15 % of the rate) drowns the percents between a lean and a rich proposal, and returns add the
 noise of what follows. The simulator can play every joint move from one state, without noise.
+This is supervised learning, not Q-learning; the departures of single stages are learnt by that (`learner`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Makes the shipped weights: double DQN on simulated pipelines, from one seed, in minutes on one core.
+"""Makes the shipped weights on simulated pipelines, from one seed, in minutes on one core.
+
+Joint moves are learnt by comparison (`comparison`, supervised), single stages' departures and values by double DQN.
 
 python -m lightning_intune.control.pretrain --seed 0 --out lightning_intune/control/weights
 """
@@ -33,6 +35,9 @@ from lightning_intune.control.worlds import FULL, TRAINING
 
 VALIDATION_SEED = 77_000
 """Pipelines on which the best of a training's checkpoints is picked; no figure is reported on them."""
+
+PLAIN_EXPLORE = 0.35
+"""As `TrainSettings.explore`, for the network without a model, which has to find out for itself where to go."""
 
 
 @final
@@ -198,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=TrainSettings().num_turns)
     options = parser.parse_args(arguments)
     settings = replace(TrainSettings(), seed=options.seed, plain=options.plain, num_turns=options.turns)
+    if options.plain:
+        settings = replace(settings, explore=PLAIN_EXPLORE)
     settings = replace(settings, validate_every=min(settings.validate_every, options.turns))
     console = Console(stderr=True)
     with Progress(console=console) as progress:
