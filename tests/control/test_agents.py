@@ -52,3 +52,11 @@ def test_the_agent_beats_the_rules():
 def test_an_exploring_agent_still_obeys_memory():
     exploring = make_agent("dqn", learn=False, explore=0.5)
     assert run_contest(exploring, HARD, num=40, turns=12, seed=41).violations.sum() == 0
+
+
+def test_a_repeat_is_the_same_pipelines_with_other_noise():
+    first, again, other = (run_contest(agent("model"), HARD, num=12, turns=6, seed=3, repeat=n) for n in (1, 1, 2))
+    np.testing.assert_array_equal(first.share, again.share)
+    np.testing.assert_array_equal(first.shift_turn, other.shift_turn)
+    np.testing.assert_array_equal(first.share[0], other.share[0])
+    assert not np.array_equal(first.share, other.share)
