@@ -20,6 +20,7 @@ def train(pictures: Path, *, max_epochs: int) -> tuple[Classifier, Trainer]:
         callbacks=[InTuneCallback()],
         accelerator="cpu",
         logger=False,
+        default_root_dir=pictures.parent,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

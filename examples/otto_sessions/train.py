@@ -117,6 +117,7 @@ def train(source: Path, folder: Path, *, max_epochs: int = 5, batch_size: int = 
         callbacks=[tuner],
         accelerator="cpu",
         logger=False,
+        default_root_dir=folder.parent,
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),
         enable_model_summary=False,
