@@ -121,7 +121,10 @@ class Quiet(Clicks):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # of torch's compiler
-def test_a_module_compiled_by_inductor_trains_as_an_eager_one(data: Make, tmp_path: Path) -> None:
+def test_a_module_compiled_by_inductor_trains_as_an_eager_one(
+    data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # its pool of processes outlives the test
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -224,13 +227,16 @@ from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
 from tests.lightning.conftest import Clicks, trainer
 
+class Telling(Clicks):
+    def on_train_end(self):
+        print(f"rank {self.global_rank} trained {len(self.rows)} steps", flush=True)
+
 if __name__ == "__main__":
     sparse = [SparseFeature(name="item", num_embeddings=64)]
     schema = Schema(dense=[DenseFeature(name="row")], sparse=sparse, labels=["click"])
     data = InTuneDataModule(schema, sys.argv[1], batch_size=500)
     run = trainer(Path(sys.argv[2]), callbacks=[InTuneCallback(turn_interval_s=0.01)], devices=2, strategy=sys.argv[3])
-    run.fit(Clicks(), data)
-    print("steps", run.global_step)
+    run.fit(Telling(), data)
 """
 
 
@@ -248,7 +254,8 @@ def test_two_ranks_train_as_notebooks_start_them(strategy: str, clicks: Path, tm
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
-    assert "steps 6" in ended.stdout  # 3,000 rows a rank
+    told = sorted(line for line in ended.stdout.splitlines() if "trained" in line)
+    assert told == [f"rank {rank} trained 6 steps" for rank in range(2)]  # 3,000 rows each
 
 
 PRESSED = """\
