@@ -223,7 +223,7 @@ def changed_affinity(trial: Trial) -> None:
 
 
 def changed_limits(trial: Trial) -> None:
-    """Quota and memory limit of the control group change; the budget follows at its next reading."""
+    """Quota and memory limit of the control group change; the budget follows within four readings."""
     group = trial.folder / "cgroup" / "job"
     group.mkdir(parents=True)
     (trial.folder / "proc" / "self").mkdir(parents=True)
@@ -238,7 +238,7 @@ def changed_limits(trial: Trial) -> None:
     for cpus, memory in limits:
         group.joinpath("cpu.max").write_text(f"{int(cpus * 100000)} 100000")
         group.joinpath("memory.max").write_text(str(memory))
-        reading = budget.read()
+        reading = [budget.read() for _ in range(4)][-1]  # what hardly ever changes is read every fourth time
         trial.check(reading.cpus == cpus, f"the budget says {reading.cpus} CPUs, the quota {cpus}")
         trial.check(reading.memory_limit_bytes <= memory, f"the budget says {reading.memory_limit_bytes} bytes")
         trial.inject()
@@ -259,5 +259,5 @@ SCENARIOS = (
     Scenario(name="a function leaks", promise="its process takes it along", run=leaking),
     Scenario(name="the clock jumps", promise="every item once, in order", run=jumping_clock),
     Scenario(name="affinity changes", promise="seen by the budget, not by the data", run=changed_affinity),
-    Scenario(name="quota and memory limit change", promise="seen at the next reading", run=changed_limits),
+    Scenario(name="quota and memory limit change", promise="seen within four readings", run=changed_limits),
 )
