@@ -1,9 +1,8 @@
 """From Parquet to batches: CPU seconds per row of the row layout, plain and deduplicated, and of the session layout.
 
 Every side reads the same rows and makes the same features of them: ids and words hashed into their tables' rows, dense
-columns as log1p; and, where `pairs` is set, the pairs of neighbours in each list, hashed likewise. Such derived
-features are a large part of what production preprocesses (arXiv 2108.09373). Without them decoding Parquet dominates,
-which no search for repeats in decoded rows can spare.
+columns as log1p; and, where `pairs` is set, the pairs of neighbours in each list, hashed likewise. Without such derived
+features decoding Parquet dominates, which no search for repeats in decoded rows can spare.
 """
 
 from __future__ import annotations
