@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_intune.balance import kernels
 from lightning_intune.errors import ConfigError
 
 Floats = NDArray[np.float64]
@@ -31,6 +30,8 @@ def partition_by_cost(costs: ArrayLike, num_ranks: int, *, equal_count: bool = T
     units = _units(costs, num_ranks)
     if num_ranks == 1:
         return np.zeros(len(units), np.int64)
+    from lightning_intune.balance import kernels  # brings numba along
+
     ranks = kernels.deal(units, num_ranks, equal_count=equal_count)
     tolerance = int(units.sum() / num_ranks * _REFINED)
     return kernels.swap(
@@ -63,6 +64,8 @@ def rebalance(
         raise ValueError(f"rebalance: needs one rank below {num_ranks} for each of {len(units)} samples.")
     if num_ranks == 1 or len(units) == 0:
         return given.copy()
+    from lightning_intune.balance import kernels  # brings numba along
+
     return kernels.swap(
         units,
         given,
@@ -98,6 +101,8 @@ def zig_zag(costs: ArrayLike, num_ranks: int) -> Ranks:
     >>> zig_zag([5.0, 4.0, 3.0, 2.0], 2)
     array([0, 1, 1, 0])
     """
+    from lightning_intune.balance import kernels  # brings numba along
+
     order = kernels.order_descending(_units(costs, num_ranks))
     there = np.arange(num_ranks)
     ranks = np.empty(len(order), np.int64)
@@ -116,6 +121,8 @@ def karmarkar_karp(costs: ArrayLike, num_ranks: int) -> Ranks:
 
     units = _units(costs, num_ranks)
     num_samples = len(units)
+    from lightning_intune.balance import kernels  # brings numba along
+
     order = kernels.order_descending(units)
     # Blocks of R successive samples, the last one filled up with samples of no cost that are dropped at the end.
     padded = np.concatenate([order, np.full(-num_samples % num_ranks, num_samples)])
@@ -150,6 +157,8 @@ def partition_padded(lengths: ArrayLike, num_ranks: int) -> Ranks:
     array([0, 1, 1, 1, 1])
     """
     units = _units(lengths, num_ranks)
+    from lightning_intune.balance import kernels  # brings numba along
+
     order = kernels.order_descending(units)
     square = np.asarray(lengths, np.float64)[order] ** 2
 
@@ -204,7 +213,7 @@ def check_costs(costs: ArrayLike) -> Floats:
     return values
 
 
-def _units(costs: ArrayLike, num_ranks: int) -> kernels.Ints:
+def _units(costs: ArrayLike, num_ranks: int) -> NDArray[np.int64]:
     """Costs as integers: of the largest cost's 32 bits as many as sums and ranks leave room for in int64."""
     if num_ranks < 1:
         raise ConfigError(f"num_ranks={num_ranks} takes no sample. Set it to 1 or more.")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_intune.balance import kernels
 from lightning_intune.balance.division import (
     bubble,
     check_costs,
@@ -84,6 +83,8 @@ def swap_candidates(totals: Floats, offered: Sequence[Floats]) -> tuple[list[Int
         units = np.rint(np.concatenate(offered) * unit).astype(np.int64)
         rest = np.rint(totals * unit).astype(np.int64)
         np.subtract.at(rest, origin, units)
+        from lightning_intune.balance import kernels  # brings numba along
+
         origin = kernels.swap(
             units,
             origin,

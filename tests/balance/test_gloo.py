@@ -76,7 +76,7 @@ STAGES = range(7)  # those of `gloo_faults.py`
     "kind",
     [
         "dies",
-        "stalls",
+        pytest.param("stalls", marks=pytest.mark.slow),
         pytest.param("is slow", marks=pytest.mark.slow),
         pytest.param("ends", marks=pytest.mark.slow),
         pytest.param("fails", marks=pytest.mark.slow),
