@@ -100,8 +100,12 @@ class GlooChannel:
         )
 
     def _who(self) -> str:
-        calls = [int(told) if told else 0 for told in self._told("come")]
-        late = [str(rank) for rank, num_calls in enumerate(calls) if num_calls < self._num_calls]
+        late = self._late()
+        # A rank that ended breaks the call of the first who comes; the others may still be on their way to it.
+        begun_s = time.monotonic()
+        while len(late) > 1 and time.monotonic() - begun_s < _GRACE_S:
+            time.sleep(0.05)
+            late = self._late()
         if late:
             return f"rank {', '.join(late)} did not come within {self._timeout_s:g} s, or had ended"
         # All had come, so one broke it later. Those that live notice it, one after another.
@@ -112,6 +116,10 @@ class GlooChannel:
         if blamed or not gone:
             return blamed[0] if blamed else "every rank had come, so the connection between them broke"
         return f"rank {', '.join(gone)} had come, and has ended since"
+
+    def _late(self) -> list[str]:
+        calls = [int(told) if told else 0 for told in self._told("come")]
+        return [str(rank) for rank, num_calls in enumerate(calls) if num_calls < self._num_calls]
 
     def _told(self, what: str) -> list[str]:
         """By rank, what it has put under that name; empty where nothing."""
