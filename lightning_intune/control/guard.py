@@ -40,7 +40,7 @@ class GuardSettings:
     patience: int = 9
     """Turns since the last shift after which it does so in any case."""
     full: float = 0.01
-    """Share of the CPUs that may be idle, and gain that may be foretold, where a fresh pipeline counts as full."""
+    """Share of the CPUs that may be idle, and gain that may be foretold, where a pipeline counts as full."""
 
 
 @final
@@ -123,12 +123,11 @@ class Guard:
         return wanted, np.where(rests, int(Why.RESTING), why)
 
     def _hold_full(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
-        # A start that keeps all CPUs busy, where the model foretells no gain either: more threads only crowd it. Later
-        # on, when rates have been measured, the policy knows better.
+        # All CPUs are busy, and the model foretells no gain either: more threads only crowd it.
         reading, full = situation.reading, self.settings.full
         is_full = reading.cpu_used >= (1.0 - full) * reading.free_cpus
         is_full &= situation.predicted_proposal < situation.rate * (1.0 + full)
-        holds = is_full & situation.is_fresh & ((wanted - reading.width).sum(1) > 0)
+        holds = is_full & ((wanted - reading.width).sum(1) > 0)
         wanted = np.where(holds[:, None], reading.width, wanted)
         return wanted, np.where(holds, int(Why.HELD), why)
 
