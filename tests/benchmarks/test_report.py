@@ -19,7 +19,8 @@ def test_the_page_is_what_the_committed_results_make() -> None:
 
 
 def test_every_result_has_its_place_on_the_page() -> None:
-    assert {path.stem for path in RESULTS.glob("*.json")} <= set(NAMES)
+    of_readme = {"overhead", "tuner", "dedup", "balance"}
+    assert {path.stem for path in RESULTS.glob("*.json")} - of_readme <= set(NAMES)
 
 
 def test_a_command_names_its_workload() -> None:
