@@ -123,11 +123,12 @@ class Guard:
         return wanted, np.where(rests, int(Why.RESTING), why)
 
     def _hold_full(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
-        # All CPUs are busy, and the model foretells no gain either: more threads only crowd it.
+        # All CPUs are busy, and the model foretells no gain either: more threads only crowd it. What goes back to
+        # widths that were measured to be better is not held.
         reading, full = situation.reading, self.settings.full
         is_full = reading.cpu_used >= (1.0 - full) * reading.free_cpus
         is_full &= situation.predicted_proposal < situation.rate * (1.0 + full)
-        holds = is_full & ((wanted - reading.width).sum(1) > 0)
+        holds = is_full & (why == int(Why.MOVED)) & ((wanted - reading.width).sum(1) > 0)
         wanted = np.where(holds[:, None], reading.width, wanted)
         return wanted, np.where(holds, int(Why.HELD), why)
 

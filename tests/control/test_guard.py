@@ -118,6 +118,16 @@ def test_a_pipeline_that_may_gain_is_widened(other):
     assert (verdict.why == Why.MOVED).any()
 
 
+def test_a_pipeline_that_fills_the_cpus_still_goes_back_to_wider_widths_that_were_better():
+    situation = at_work(use=1.0, gain=1.0, turns=5)
+    best = situation.reading.legal(situation.reading.width + 1)
+    situation = replace(situation, best_widths=best, best_rate=3.0 * situation.rate, visits=np.full(6, 9.0))
+    verdict = judged(situation, situation.reading.width)
+    went = (verdict.widths == best).all(1) & (verdict.why == Why.REVERTED)
+    assert (went | (verdict.why == Why.MEMORY)).all()
+    assert went.any()
+
+
 def test_a_pipeline_that_fills_the_cpus_may_still_be_narrowed():
     situation = at_work(use=1.0, gain=1.0)
     wide = replace(situation, reading=replace(situation.reading, width=situation.reading.width * 3))
