@@ -332,12 +332,12 @@ class InTuneCallback(Callback):
     def _log_scalars(self, trainer: Trainer, name: str, decision: Decision) -> None:
         values = scalars(decision, name)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=_step(trainer))
 
     def _log_bubbles(self, trainer: Trainer, name: str, stats: BubbleStats | None) -> None:
         if stats is not None:
             for logger in trainer.loggers:
-                logger.log_metrics(bubble_scalars(stats, name), step=trainer.global_step)
+                logger.log_metrics(bubble_scalars(stats, name), step=_step(trainer))
 
     def _show_in(self, bar: Any) -> None:
         """Let the progress bar show samples/s, data wait and widths, beside what it shows."""
@@ -359,6 +359,15 @@ class InTuneCallback(Callback):
             values[f"{head}data wait"] = f"{decision.wait_share:.0%}"
             values[f"{head}widths"] = "/".join(map(str, decision.asked.values()))
         return values
+
+
+def _step(trainer: Trainer) -> int:
+    """The step Lightning logs under now, as its own callbacks do.
+
+    `global_step` is ahead of it at a batch's end and in validation, and counts every optimizer of manual optimisation:
+    W&B drops what Lightning then logs under a lower step.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped  # pyright: ignore[reportPrivateUsage] - nothing public
 
 
 def _boards(trainer: Trainer) -> list[Any]:

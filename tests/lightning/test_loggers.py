@@ -120,6 +120,21 @@ def test_every_logger_gets_the_same_scalars(clicks: Path, schema: Schema, tmp_pa
     assert ours(shown) == pytest.approx(ours(found), rel=1e-6)
 
 
+@pytest.mark.parametrize("interval", [1.0, 0.5])
+def test_our_scalars_stand_at_the_steps_of_lightnings_own(
+    clicks: Path, schema: Schema, tmp_path: Path, wandb_run: WandbRun, interval: float
+) -> None:
+    logger = WandbLogger(save_dir=tmp_path, experiment=wandb_run)
+    data = InTuneDataModule(schema, str(clicks), val=str(clicks), batch_size=50)
+    options: Any = {"max_epochs": 2, "log_every_n_steps": 1, "val_check_interval": interval, "logger": logger}
+    tuner = InTuneCallback(turn_interval_s=1e-6)  # a turn at every batch, validation's last one included
+    trainer(tmp_path, callbacks=[tuner], **options).fit(Validated(), data)
+    steps = {name: {at for key, at in wandb_run.scalars if key == name} for name, _ in wandb_run.scalars}
+    assert steps["intune/val/samples_per_s"] == steps["val_loss"]
+    assert 1 < len(steps["intune/samples_per_s"]) <= len(tuner.history)
+    assert max(steps["intune/samples_per_s"]) <= max(steps["val_loss"])
+
+
 def test_hyper_parameters_stand_with_the_final_figures(clicks: Path, schema: Schema, tmp_path: Path) -> None:
     class Named(Clicks):
         def __init__(self) -> None:
