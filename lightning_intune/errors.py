@@ -61,8 +61,9 @@ def _both(kind: type[BaseException], text: str) -> StageError:
     if not is_plain or issubclass(StageError, kind):
         return StageError(text)
     both = type("StageError", (StageError, kind), {"__str__": _text, "__reduce__": _reduce})
-    # The original class's `__new__` knows its layout; its `__init__` may want other arguments than a text.
-    return kind.__new__(both, text)
+    # The original class's `__new__` knows its layout; its `__init__` may want other arguments than a text. Python lets
+    # nobody call MemoryError's for another class, which needs it no more than StageError does.
+    return StageError.__new__(both, text) if kind.__new__ is MemoryError.__new__ else kind.__new__(both, text)
 
 
 def _text(error: BaseException) -> str:

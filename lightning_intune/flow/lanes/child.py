@@ -77,7 +77,7 @@ def work(sock: socket.socket, parent: int, fn_fd: int, orders: Orders, fn: Calla
 
 
 def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
-    start_s = time.process_time()  # imports are not the items' cost
+    start_s, pid = time.process_time(), os.getpid()  # imports are not the items' cost
     last, fn_s = list[Any](), 0.0
     main_tried = orders.needs_main
     while True:
@@ -100,6 +100,8 @@ def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
             last, spent_s = _work_off(fn, items, message.note[0])
         except SystemExit as end:
             return _exit_status(end)
+        if os.getpid() != pid:
+            os._exit(0)  # the function has forked, and returned here too: the answer is its parent's to give
         fn_s += spent_s
         _reply(channel, last, (time.process_time() - start_s, fn_s))
         if len(last) < 2 or not message.whole:
