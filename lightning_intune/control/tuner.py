@@ -146,7 +146,7 @@ class Tuner:
             self._ask(changes, now_s, flush_steps=_MIN_FLUSH + steps_in_buffers(window, changes))
         else:
             self._start = end
-            self._timer.measure(now_s)
+            self._timer.measure(now_s, rests=decision.why == "resting")
         return decision
 
     def _ask(self, widths: Mapping[str, int], now_s: float, flush_steps: int = _MIN_FLUSH) -> None:

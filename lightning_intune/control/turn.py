@@ -9,9 +9,11 @@ from typing import Literal, final
 from lightning_intune.errors import ConfigError
 
 MIN_STEPS = 4
-_AUTO_SHORTEST_S, _AUTO_LONGEST_S = 0.25, 2.0
+_AUTO_SHORTEST_S, _AUTO_LONGEST_S = 0.5, 2.0
 _AUTO_ERROR = 0.04
 """`auto` ends a turn once the rate's relative standard error is below this."""
+_AUTO_CHANGE = 0.1
+"""A pipeline at rest has its turn ended by steps that take this share more or less than those of the turn before."""
 
 
 class Phase(Enum):
@@ -29,14 +31,16 @@ class TurnTimer:
 
     A turn starts when the asked widths are live and some steps have flushed what was in flight before,
     waits at most two intervals for that, and is due after `interval_s` and at least 4 steps (or 6 intervals,
-    with what there is). With "auto" it is due when the steps seen give a confident rate.
+    with what there is). With "auto" it is due when the steps seen give a confident rate, after 0.5 s to 2 s; at rest
+    after 2 s, as there is little to decide and every turn costs, or as soon as steps take another time than before.
     """
 
     def __init__(self, interval_s: float | Literal["auto"]) -> None:
         if interval_s != "auto" and not (math.isfinite(interval_s) and interval_s > 0):
             raise ConfigError(f"tuner: turn_interval_s={interval_s} is no time. Give seconds above 0, or 'auto'.")
         self._is_auto = interval_s == "auto"
-        self.interval_s = 0.5 if interval_s == "auto" else float(interval_s)
+        self.interval_s = _AUTO_SHORTEST_S if interval_s == "auto" else float(interval_s)
+        self._usual_s: float | None = None
         self.restart(None)
 
     def restart(self, now_s: float | None, flush_steps: int = 2) -> None:
@@ -47,8 +51,9 @@ class TurnTimer:
         self._last_s = 0.0
         self._mean_s, self._square_s = 0.0, 0.0
 
-    def measure(self, now_s: float) -> None:
-        """The turn's measurement begins now."""
+    def measure(self, now_s: float, *, rests: bool = False) -> None:
+        """The turn's measurement begins now; with `rests` nothing is expected to change, and it goes on from a turn."""
+        self._usual_s = self._mean_s if rests else None
         self._started_s, self._last_s = now_s, now_s
         self._num_steps, self._mean_s, self._square_s = 0, 0.0, 0.0
 
@@ -86,4 +91,10 @@ class TurnTimer:
             return False
         if not self._is_auto:
             return turn_s >= self.interval_s
-        return turn_s >= _AUTO_LONGEST_S or (turn_s >= _AUTO_SHORTEST_S and self.error() <= _AUTO_ERROR)
+        if turn_s < _AUTO_SHORTEST_S or turn_s >= _AUTO_LONGEST_S:
+            return turn_s >= _AUTO_LONGEST_S
+        return self.error() <= _AUTO_ERROR if self._usual_s is None else self._is_unusual(self._usual_s)
+
+    def _is_unusual(self, usual_s: float) -> bool:
+        change_s = abs(self._mean_s - usual_s)
+        return change_s > max(_AUTO_CHANGE * usual_s, 3.0 * self.error() * self._mean_s)

@@ -326,13 +326,57 @@ def test_an_unknown_objective_is_refused():
         tuned(Flow(Clock()), objective="speed")
 
 
-def test_turns_end_sooner_where_the_rate_is_steady():
-    steady = Flow(Clock())
+def ticks(timer, step_s, times):
+    """The times at which a turn of steps of these lengths is due, from 0 on; the timer goes on as a tuner at rest."""
+    now_s, due = 0.0, []
+    for _ in range(times):
+        now_s += step_s(now_s)
+        if timer.tick(now_s) is Phase.DUE:
+            due.append(now_s)
+            timer.measure(now_s, rests=True)
+    return due
+
+
+def test_auto_ends_a_turn_at_half_a_second_where_the_rate_is_steady_and_later_where_it_is_not():
+    steady, shaky = TurnTimer("auto"), TurnTimer("auto")
+    for timer in (steady, shaky):
+        timer.measure(0.0)
+    assert ticks(steady, lambda _: 0.01, 60) == [pytest.approx(0.5)]
+    # One step in ten takes ten times as long: 13 ms on average, give or take 27. The 4 % would take 2,700 steps.
+    lengths = iter([0.1 if at % 10 == 9 else 0.01 for at in range(200)])
+    assert ticks(shaky, lambda _: next(lengths), 200)[0] == pytest.approx(2.0, abs=0.1)
+
+
+def test_at_rest_auto_takes_its_time_until_steps_take_another_time():
+    timer = TurnTimer("auto")
+    timer.measure(0.0)
+    due = ticks(timer, lambda now_s: 0.01 if now_s < 3.495 else 0.04, 500)
+    assert due[:2] == [pytest.approx(0.5, abs=0.02), pytest.approx(2.5, abs=0.02)]
+    # The third turn has 100 steps of 10 ms before 4 of 40 ms make its mean 11 % longer; that is to be thrice its error.
+    assert 3.6 < due[2] < 4.0
+
+
+def test_a_turn_of_given_length_is_as_long_at_rest():
+    timer = TurnTimer(0.25)
+    timer.measure(0.0)
+    assert ticks(timer, lambda _: 0.01, 100) == [pytest.approx(0.25 * turn) for turn in (1, 2, 3, 4)]
+
+
+def test_with_auto_a_tuner_at_rest_makes_few_turns_and_a_slower_stage_wakes_it_at_once():
+    flow = Flow(Clock())
     tuner = Tuner(
-        agent=make_agent("model"), knobs=steady.knobs, budget=FixedBudget(), clock=steady.clock, turn_interval_s="auto"
+        agent=make_agent("model"), knobs=flow.knobs, budget=FixedBudget(), clock=flow.clock, turn_interval_s="auto"
     )
-    decisions = run(tuner, steady, 300)
-    assert all(decision.turn_s <= 0.5 for decision in decisions[2:])
+    calm = run(tuner, flow, 3000)
+    resting = [decision for decision in calm if decision.why == "resting"]
+    assert min(decision.turn_s for decision in resting[1:]) >= 2.0
+    assert max(decision.turn_s for decision in calm[:3]) < 0.6
+    flow.costs[1] = 0.160
+    began_s, best = flow.clock.now, 8.0 / 0.170  # batches/s of 8 CPUs
+    woken = run(tuner, flow, 600)
+    recovered = next(turn for turn, decision in enumerate(woken) if decision.samples_per_s > 0.9 * best)
+    assert recovered <= 4
+    assert woken[recovered].time_s - began_s < 5.0
 
 
 @pytest.mark.parametrize("name", ["dqn", "model", "static", "even", "greedy", "hill", "random", "plain_dqn"])
