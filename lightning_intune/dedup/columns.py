@@ -65,6 +65,9 @@ def _rows(array: pa.Array) -> list[Rows]:
         offsets = np.arange(len(array) + 1, dtype=np.int64)
         return _parts(array, offsets, np.ones(len(array), np.int32))
     offsets = array.offsets.to_numpy(zero_copy_only=False)
+    if array.null_count == 0 and len(array) and not _has_offsets(array.values.type):
+        first = int(offsets[0])
+        return [Rows.between(_words(array.values.slice(first, int(offsets[-1]) - first)), offsets)]
     lengths = np.diff(offsets).astype(np.int32)
     if array.null_count:
         lengths[pc.is_null(array).to_numpy(zero_copy_only=False)] = 0

@@ -45,6 +45,18 @@ class Rows:
         return Rows(words=as_words(words), starts=starts, lengths=lengths)
 
     @staticmethod
+    def between(words: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> Rows:
+        """Rows between the R + 1 `offsets`, counted from the first of them."""
+        starts, lengths = np.empty(len(offsets) - 1, np.int64), np.empty(len(offsets) - 1, np.int32)
+        kernels = compiled("auto")
+        if kernels is not None:
+            kernels.split_offsets(offsets, starts, lengths)
+        else:
+            np.subtract(offsets[:-1], offsets[0], out=starts, casting="unsafe")
+            np.subtract(offsets[1:], offsets[:-1], out=lengths, casting="unsafe")
+        return Rows(words=as_words(words), starts=starts, lengths=lengths)
+
+    @staticmethod
     def table(codes: npt.NDArray[np.int64]) -> Rows:
         """Rows of equal lengths, [R, F]."""
         num_rows, width = codes.shape
@@ -101,23 +113,33 @@ def find_equal_together(features: Sequence[Rows], *, engine: Engine = "auto") ->
     for rows in features:
         kernels.mark_changes(rows.words, rows.starts, rows.lengths, changed)
     heads = np.flatnonzero(changed)
-    runs = [Rows(words=rows.words, starts=rows.starts[heads], lengths=rows.lengths[heads]) for rows in features]
-    found = _combined(runs, engine)
     if len(heads) == len(changed):
-        return found
+        return _combined(features, engine)
+    found = _combined([_some(rows, heads) for rows in features], engine)
     return Found(inverse=found.inverse[np.cumsum(changed) - 1], firsts=heads[found.firsts])
 
 
 def _combined(features: Sequence[Rows], engine: Engine) -> Found:
-    """The rows in which all features are equal, by numbering those of each."""
-    num_rows = len(features[0].lengths)
-    numbers: list[Places] = []
-    for rows in features:
-        found = find_equal(rows, engine=engine)
-        if len(found.firsts) == num_rows:  # no two are equal in this one, so the others need not be looked at
-            return found
-        numbers.append(found.inverse)
-    return find_equal(Rows.table(np.stack(numbers, axis=1)), engine=engine)
+    """The rows in which all features are equal: of each feature only those are searched that nothing yet tells apart.
+
+    The longest first, since it tells most apart: then hardly a row of the others need be read.
+    """
+    longest_first = sorted(features, key=lambda rows: -int(rows.lengths.sum(dtype=np.int64)))
+    found = find_equal(longest_first[0], engine=engine)
+    first_of = found.firsts[found.inverse]
+    for rows in longest_first[1:]:
+        open_rows = np.flatnonzero(np.bincount(first_of, minlength=len(first_of))[first_of] > 1)
+        if len(open_rows) == 0:
+            break
+        own = find_equal(_some(rows, open_rows), engine=engine)
+        pairs = find_equal(Rows.table(np.stack([first_of[open_rows], own.inverse], axis=1)), engine=engine)
+        first_of[open_rows] = open_rows[pairs.firsts[pairs.inverse]]
+    is_first = first_of == np.arange(len(first_of))
+    return Found(inverse=(np.cumsum(is_first) - 1)[first_of], firsts=np.flatnonzero(is_first))
+
+
+def _some(rows: Rows, places: Places) -> Rows:
+    return Rows(words=rows.words, starts=rows.starts[places], lengths=rows.lengths[places])
 
 
 def copy_rows(
