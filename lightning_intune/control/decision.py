@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -68,9 +68,9 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: safe for JSON and for checkpoints."""
-        record = asdict(self)
-        record["stages"] = list(record["stages"])
-        return record
+        # By hand: dataclasses.asdict takes ten times as long, and the training thread waits.
+        copies = {"widths": dict(self.widths), "asked": dict(self.asked), "lanes": dict(self.lanes)}
+        return vars(self) | copies | {"stages": [dict(vars(stage)) for stage in self.stages]}
 
 
 @final

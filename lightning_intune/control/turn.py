@@ -14,6 +14,8 @@ _AUTO_ERROR = 0.04
 """`auto` ends a turn once the rate's relative standard error is below this."""
 _AUTO_CHANGE = 0.1
 """A pipeline at rest has its turn ended by steps that take this share more or less than those of the turn before."""
+_LOOKS_APART = 0.1
+"""Intervals between two looks at whether a turn that is long enough may end."""
 
 
 class Phase(Enum):
@@ -47,30 +49,26 @@ class TurnTimer:
         """Settle anew from `now_s` on (None: from the next step)."""
         self._settle_since, self._flush_left = now_s, flush_steps
         self._started_s: float | None = None
+        self._last_s = self._look_s = self._square_s = 0.0
         self._num_steps = 0
-        self._last_s = 0.0
-        self._mean_s, self._square_s = 0.0, 0.0
 
     def measure(self, now_s: float, *, rests: bool = False) -> None:
         """The turn's measurement begins now; with `rests` nothing is expected to change, and it goes on from a turn."""
-        self._usual_s = self._mean_s if rests else None
-        self._started_s, self._last_s = now_s, now_s
-        self._num_steps, self._mean_s, self._square_s = 0, 0.0, 0.0
+        self._usual_s = self._mean_s() if rests else None
+        self._started_s = self._last_s = now_s
+        self._look_s = now_s + self.interval_s
+        self._num_steps, self._square_s = 0, 0.0
 
     def tick(self, now_s: float) -> Phase:
         """Called once per training step."""
         if self._started_s is None:
-            if self._settle_since is None:
-                self._settle_since = now_s
-            self._flush_left -= 1
-            waited = now_s - self._settle_since
-            return Phase.STARTS if self._flush_left <= 0 or waited >= 2.0 * self.interval_s else Phase.SETTLING
-        step_s = now_s - self._last_s
-        self._last_s = now_s
+            return self._settle(now_s)
+        step_s, self._last_s = now_s - self._last_s, now_s
         self._num_steps += 1
-        delta = step_s - self._mean_s
-        self._mean_s += delta / self._num_steps
-        self._square_s += delta * (step_s - self._mean_s)
+        self._square_s += step_s * step_s
+        if now_s < self._look_s:  # as nearly every step has it: this much and no more is paid by each
+            return Phase.MEASURING
+        self._look_s = now_s + _LOOKS_APART * self.interval_s if self._num_steps >= MIN_STEPS else now_s
         return Phase.DUE if self._is_due(now_s - self._started_s) else Phase.MEASURING
 
     def settle_timed_out(self, now_s: float) -> bool:
@@ -79,10 +77,22 @@ class TurnTimer:
 
     def error(self) -> float:
         """Relative standard error of the rate over the steps of this turn; 1 with fewer than 2 steps."""
-        if self._num_steps < 2 or self._mean_s <= 0:
+        mean_s = self._mean_s()
+        if self._num_steps < 2 or mean_s <= 0:
             return 1.0
-        variance = self._square_s / (self._num_steps - 1)
-        return math.sqrt(variance / self._num_steps) / self._mean_s
+        variance = max(0.0, self._square_s - self._num_steps * mean_s**2) / (self._num_steps - 1)
+        return math.sqrt(variance / self._num_steps) / mean_s
+
+    def _settle(self, now_s: float) -> Phase:
+        if self._settle_since is None:
+            self._settle_since = now_s
+        self._flush_left -= 1
+        waited = now_s - self._settle_since
+        return Phase.STARTS if self._flush_left <= 0 or waited >= 2.0 * self.interval_s else Phase.SETTLING
+
+    def _mean_s(self) -> float:
+        begun_s = self._last_s if self._started_s is None else self._started_s
+        return (self._last_s - begun_s) / max(1, self._num_steps)
 
     def _is_due(self, turn_s: float) -> bool:
         if turn_s >= 6.0 * self.interval_s:
@@ -90,11 +100,11 @@ class TurnTimer:
         if self._num_steps < MIN_STEPS:
             return False
         if not self._is_auto:
-            return turn_s >= self.interval_s
-        if turn_s < _AUTO_SHORTEST_S or turn_s >= _AUTO_LONGEST_S:
-            return turn_s >= _AUTO_LONGEST_S
+            return True  # nobody looks before the interval is over
+        if turn_s >= _AUTO_LONGEST_S:
+            return True
         return self.error() <= _AUTO_ERROR if self._usual_s is None else self._is_unusual(self._usual_s)
 
     def _is_unusual(self, usual_s: float) -> bool:
-        change_s = abs(self._mean_s - usual_s)
-        return change_s > max(_AUTO_CHANGE * usual_s, 3.0 * self.error() * self._mean_s)
+        mean_s = self._mean_s()
+        return abs(mean_s - usual_s) > max(_AUTO_CHANGE * usual_s, 3.0 * self.error() * mean_s)

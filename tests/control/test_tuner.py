@@ -351,7 +351,7 @@ def test_at_rest_auto_takes_its_time_until_steps_take_another_time():
     timer = TurnTimer("auto")
     timer.measure(0.0)
     due = ticks(timer, lambda now_s: 0.01 if now_s < 3.495 else 0.04, 500)
-    assert due[:2] == [pytest.approx(0.5, abs=0.02), pytest.approx(2.5, abs=0.02)]
+    assert due[:2] == [pytest.approx(0.5), pytest.approx(2.5, abs=0.06)]
     # The third turn has 100 steps of 10 ms before 4 of 40 ms make its mean 11 % longer; that is to be thrice its error.
     assert 3.6 < due[2] < 4.0
 
