@@ -6,6 +6,10 @@ and tunes itself during its warm-up. The warm-ups differ and both are printed: o
 process of its own, and its first batch must be the plain loop's. The roofline is the machine's cores over the CPU
 seconds per row of a plain loop. Peers come with the extra `[bench]`; one that is not installed is named and left out.
 
+`ours_fixed` is ours at the best of a few fixed widths, which parts what the engine does from what the tuner does:
+`ratio_..._fixed` are its ratios, `share_of_fixed` is tuned over fixed. The target figures are the tuned one's. Peers
+that the sweep found below 0.75 of the best one take part in two rounds, all others in all.
+
 In `sessions` the peers read rows and ours the session layout, which holds the same batches; the peers then run on the
 session layout too, so that `layout_gain` and `engine_gain` part what the headline is made of. LitData has no part: it
 streams its own chunk format, so that it would not run the same functions over the same files.
@@ -88,6 +92,8 @@ def rows(figures: dict[str, Any], peers: str) -> list[str]:
     """Ours and those peers, the fastest first."""
     ours = figures | {"best_rows_per_s": figures["ours_rows_per_s"]}
     entries = [("ours", ours), *figures[peers].items()]
+    if "ours_fixed" in figures:
+        entries.append(("ours_fixed", figures["ours_fixed"]))
     entries.sort(key=lambda entry: entry[1]["best_rows_per_s"], reverse=True)
     lines = [
         "| engine | setting | rows/s | CPU s per million rows | peak PSS MiB | ours / it |",

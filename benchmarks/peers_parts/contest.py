@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -13,12 +14,14 @@ import numpy as np
 from benchmarks.peers_parts.data import folder_of
 from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import measured
-from benchmarks.peers_parts.ours import OURS, setting_of
+from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, setting_of
 from benchmarks.peers_parts.sweep import sweep
 from benchmarks.peers_parts.work import Fused, digest, make_work
 from benchmarks.result import machine, put
 
 _MODULES = {"spdl": "spdl.pipeline", "tfdata": "tensorflow", "dataloader": "torch"}
+_CONTENDS = 0.75
+"""Of the best peer's swept rate: a peer below it has no say in any ratio, and takes part in two rounds only."""
 _QUICK = {"udf": "processes=2"}  # by workload, where an engine has that shape
 Found = dict[str, Any]
 Round = dict["Entrant", Found]
@@ -55,6 +58,10 @@ class Contest:
         works = dict.fromkeys((workload, self._ours_work))
         self._digests = {name: digest(Fused(make_work(name, self._folder), tensors=False)(0)) for name in works}
         self.failures: dict[str, str] = {}
+        self._began_s = time.perf_counter()
+        self._ours = Entrant(engine=OURS, work=self._ours_work)
+        settings = fixed_settings(self._ours_work)[: 1 if quick else None]
+        self._fixed = Entrant(engine=replace(FIXED, fixed=settings), work=self._ours_work)
 
     def run(self, names: Sequence[str]) -> dict[str, Any]:
         """The workload's figures, with `names` of the peers."""
@@ -64,15 +71,23 @@ class Contest:
             for engine in engines:
                 entrant = Entrant(engine=engine, work=work)
                 swept[entrant] = self._quick_choice(engine) if self._quick else self._sweep(entrant)
+        swept[self._fixed] = dict.fromkeys(self._fixed.engine.fixed, 0.0) if self._quick else self._sweep(self._fixed)
         best = {entrant: max(rates, key=lambda s: rates[s]) for entrant, rates in swept.items() if rates}
-        best[Entrant(engine=OURS, work=self._ours_work)] = setting_of(self._ours_work)
+        best[self._ours] = setting_of(self._ours_work)
         best |= {Entrant(engine=PLAIN, work=work): "loop" for work in self._digests}
         rounds: list[Round] = []
         for number in range(self._rounds):
-            order = list(best) if number % 2 == 0 else list(reversed(best))
+            order = [entrant for entrant in best if number < 2 or contends(entrant, swept)]
+            self._tell(f"round {number + 1} of {self._rounds}, {len(order)} runs")
+            if number % 2:
+                order.reverse()
             found = {entrant: self._measure(entrant, best[entrant], self._run_s, self.warm_up_s) for entrant in order}
             rounds.append({entrant: figures for entrant, figures in found.items() if figures is not None})
         return self._figures(rounds, best, swept)
+
+    def _tell(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.perf_counter() - self._began_s), 60)
+        self._say(f"{minutes:2d}:{seconds:02d} {text}")
 
     def _is_there(self, engine: Engine) -> bool:
         module = _MODULES.get(engine.name, engine.name)
@@ -82,7 +97,7 @@ class Contest:
             is_there = False
         if not is_there:
             self.failures[engine.name] = f"not installed: pip install {engine.package}"
-            self._say(f"{engine.name}: {self.failures[engine.name]}")
+            self._tell(f"{engine.name}: {self.failures[engine.name]}")
         return is_there
 
     def _quick_choice(self, engine: Engine) -> dict[str, float]:
@@ -112,9 +127,9 @@ class Contest:
             found, error = None, "its first batch is not the batch that the plain loop makes"
         if found is None:
             self.failures[f"{entrant} {setting}"] = error
-            self._say(f"{entrant} {setting}: failed: {error}")
+            self._tell(f"{entrant} {setting}: failed: {error}")
         else:
-            self._say(f"{entrant} {setting}: {found['rows_per_s']:,.0f} rows/s")
+            self._tell(f"{entrant} {setting}: {found['rows_per_s']:,.0f} rows/s")
         return found
 
     # ---- what came of it ----
@@ -122,7 +137,7 @@ class Contest:
     def _figures(
         self, rounds: list[Round], best: dict[Entrant, str], swept: dict[Entrant, dict[str, float]]
     ) -> dict[str, Any]:
-        ours = Entrant(engine=OURS, work=self._ours_work)
+        ours = self._ours
         runs = [found[ours] for found in rounds if ours in found]
         if not runs:
             raise RuntimeError(f"{self.workload}: our own run failed: {self.failures}")
@@ -137,9 +152,15 @@ class Contest:
         put(figures, "roofline_share", [run["rows_per_s"] / roofline for run in runs])
         for work in self._digests:
             suffix = "" if work == self.workload else "_session_layout"
-            peers = {entrant.engine.name: entrant for entrant in swept if entrant.work == work and entrant in best}
+            peers = {
+                entrant.engine.name: entrant for entrant in best if entrant.work == work and entrant.engine in PEERS
+            }
             figures[f"peers{suffix}"] = _peers(rounds, peers, best, swept)
-            _ratios(figures, rounds, ours, peers, suffix)
+            _ratios(figures, rounds, {"": ours, "_fixed": self._fixed}, peers, suffix)
+        figures |= _peers(rounds, {FIXED.name: self._fixed}, best, swept)
+        shares = _paired(rounds, ours, self._fixed)
+        if shares:
+            put(figures, "share_of_fixed", shares)
         if self.workload == "sessions":
             put(figures, "roofline_rows_per_s_row_layout", self._rooflines(rounds, "sessions"))
             _parts(figures)
@@ -164,23 +185,40 @@ def _peers(
 
 
 def _ratios(
-    figures: dict[str, Any], rounds: list[Round], ours: Entrant, peers: dict[str, Entrant], suffix: str
+    figures: dict[str, Any], rounds: list[Round], mine: dict[str, Entrant], peers: dict[str, Entrant], suffix: str
 ) -> None:
-    """Ours over the best peer, DataLoader and tf.data, pair by pair."""
+    """Ours over the best peer, DataLoader and tf.data, pair by pair; `mine` by the ending of the keys."""
     entries = figures[f"peers{suffix}"]
     if not entries:
         return
     best_peer = max(entries, key=lambda name: entries[name]["best_rows_per_s"])
     figures[f"best_peer{suffix}"] = best_peer
     for key, name in {"best_peer": best_peer, "dataloader": "dataloader", "tfdata": "tfdata"}.items():
-        entrant = peers.get(name)
-        pairs = (
-            [(found[ours], found[entrant]) for found in rounds if entrant in found and ours in found] if entrant else []
-        )
-        if pairs:
-            ratios = [mine["rows_per_s"] / theirs["rows_per_s"] for mine, theirs in pairs]
-            put(figures, f"ratio_{key}{suffix}", ratios)
-            figures[f"ratio_{key}{suffix}_ci"] = interval(ratios)
+        for ending, entrant in mine.items():
+            ratios = _paired(rounds, entrant, peers.get(name))
+            if ratios:
+                put(figures, f"ratio_{key}{suffix}{ending}", ratios)
+                figures[f"ratio_{key}{suffix}{ending}_ci"] = interval(ratios)
+
+
+def _paired(rounds: list[Round], mine: Entrant, theirs: Entrant | None) -> list[float]:
+    """One's rate over the other's, in every round in which both ran."""
+    if theirs is None:
+        return []
+    both = [found for found in rounds if mine in found and theirs in found]
+    return [found[mine]["rows_per_s"] / found[theirs]["rows_per_s"] for found in both]
+
+
+def contends(entrant: Entrant, swept: Mapping[Entrant, Mapping[str, float]]) -> bool:
+    """Whether a ratio may be formed with it: all but the peers that the sweep found far behind the best one."""
+    if entrant.engine not in PEERS or entrant.engine.name == "dataloader":
+        return True
+    rates = {
+        one: max(found.values())
+        for one, found in swept.items()
+        if found and one.engine in PEERS and one.work == entrant.work
+    }
+    return rates.get(entrant, 0.0) >= _CONTENDS * max(rates.values(), default=0.0)
 
 
 def _parts(figures: dict[str, Any]) -> None:

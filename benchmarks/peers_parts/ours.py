@@ -1,4 +1,4 @@
-"""Our side: a stage per function, every one at width 1, and the tuner that finds the widths while batches flow."""
+"""Our side: a stage per function; tuned from width 1 while batches flow, or at fixed widths."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ class Transformed:
 
 @contextmanager
 def ours(work: Work, setting: str) -> Generator[Batches]:
-    """`setting` is the agent's name, and for the GIL-bound workload where its second stage runs."""
-    agent, method = setting.split("/")
-    source = IterableSource(range(ENDLESS))
-    read = ElasticMapper(source, work.read, 1, name="read")
-    transform = ElasticMapper(read, Transformed(work), 1, method=method, name="transform")  # type: ignore[arg-type]
+    """`setting` is how the widths come about, and where the second stage runs.
+
+    Either the agent's name (`dqn/thread`), which tunes both from 1, or the two widths (`4-1/thread`), which stay.
+    """
+    how, method = setting.split("/")
+    is_fixed = how[0].isdigit()
+    widths = tuple(map(int, how.split("-"))) if is_fixed else (1, 1)
+    read = ElasticMapper(IterableSource(range(ENDLESS)), work.read, widths[0], name="read")
+    transform = ElasticMapper(read, Transformed(work), widths[1], method=method, name="transform")  # type: ignore[arg-type]
     with ElasticLoader(transform) as loader:  # no prefetcher: a stage keeps twice its width ready by itself
-        yield Tuned(loader, make_agent(agent))  # type: ignore[arg-type]
+        yield iter(loader) if is_fixed else Tuned(loader, make_agent(how))  # type: ignore[arg-type]
 
 
 @final
@@ -56,7 +60,20 @@ class Tuned(Iterator[dict[str, Any]]):
 
 def setting_of(work_name: str) -> str:
     """Tuned by the shipped agent; the tokeniser holds the GIL, so it runs in processes."""
-    return "dqn/process" if work_name == "udf" else "dqn/thread"
+    return f"dqn/{_method(work_name)}"
+
+
+def fixed_settings(work_name: str) -> tuple[str, ...]:
+    """Widths that nobody turns, of which the best takes part beside the tuned ones; the likeliest first."""
+    by_work = {"remote": ("8-1", "4-1", "16-2"), "udf": ("1-2", "1-3", "2-2"), "sessions_layout": ("1-1", "2-1")}
+    widths = by_work.get(work_name, ("2-1", "1-1", "2-2"))
+    return tuple(f"{each}/{_method(work_name)}" for each in widths)
+
+
+def _method(work_name: str) -> str:
+    return "process" if work_name == "udf" else "thread"
 
 
 OURS = Engine(name="ours", package="lightning-intune", open=ours)
+FIXED = Engine(name="ours_fixed", package="lightning-intune", open=ours)
+"""Ours at the best of its `fixed_settings`: what the engine does, without what the tuner does."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from benchmarks.peers_parts.engines import Engine
 
 _HOPELESS = 0.5
-_WORSE = 0.8
+_WORSE, _BETTER = 0.8, 1.15
 _WIDEST = 32
 
 
@@ -15,8 +16,8 @@ def sweep(engine: Engine, rate: Callable[[str], float | None]) -> dict[str, floa
     """The rate of every setting that was tried and ran.
 
     Widths come as the engine lists them (2, 4, 8, 1). A shape that reaches less than half of the engine's best rate at
-    its first width is left; wider ones are left once one reaches less than 0.8 of the shape's best; and where the
-    widest is the best, twice that is tried too.
+    its first width is left; wider ones are left once one reaches less than 0.8 of the shape's best, and 1 where 4 is
+    clearly better than 2; and where the widest is the best, twice that is tried too.
 
     >>> from benchmarks.peers_parts.engines import PEERS
     >>> rates = {"workers=1": 10.0, "workers=2": 19.0, "workers=4": 12.0, "workers=8": 30.0}
@@ -38,6 +39,8 @@ def sweep(engine: Engine, rate: Callable[[str], float | None]) -> dict[str, floa
         for width in engine.widths:
             best = max(by_width.values(), default=0.0)
             if width > 2 and by_width[max(by_width)] < _WORSE * best:
+                continue
+            if width == 1 and by_width.get(4, 0.0) > _BETTER * by_width.get(2, math.inf):
                 continue
             by_width[width] = tried(f"{shape}={width}")
             if len(by_width) == 1 and by_width[width] < _HOPELESS * max(rates.values(), default=0.0):

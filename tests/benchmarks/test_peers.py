@@ -14,9 +14,10 @@ import pytest
 from benchmarks.peers import table
 from benchmarks.peers_parts import data
 from benchmarks.peers_parts.child import measure, reached_s
+from benchmarks.peers_parts.contest import Entrant, contends
 from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import measured
-from benchmarks.peers_parts.ours import OURS, setting_of
+from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, setting_of
 from benchmarks.peers_parts.sweep import sweep
 from benchmarks.peers_parts.work import Fused, Work, digest, make_work
 
@@ -78,6 +79,8 @@ def test_ours_gives_the_batches_of_the_plain_loop_in_order(folder: Path, workloa
         expected = [digest(batch) for batch in islice(batches, 6)]
     with OURS.open(work, setting_of(workload)) as batches:
         assert [digest(batch) for batch in islice(batches, 6)] == expected
+    with FIXED.open(work, fixed_settings(workload)[0]) as batches:
+        assert [digest(batch) for batch in islice(batches, 6)] == expected
 
 
 @pytest.mark.parametrize(
@@ -130,8 +133,23 @@ def _swept(rates: dict[str, float], **settings: Any) -> tuple[list[str], str]:
 def test_a_sweep_goes_on_beyond_the_widest_while_that_is_the_best() -> None:
     rates = {"t=1": 1.0, "t=2": 2.0, "t=4": 4.0, "t=8": 8.0, "t=16": 16.0, "t=32": 10.0}
     tried, best = _swept(rates, shapes=("t",))
-    assert tried == ["t=2", "t=4", "t=8", "t=1", "t=16", "t=32"]
+    assert tried == ["t=2", "t=4", "t=8", "t=16", "t=32"]
     assert best == "t=16"
+
+
+def test_width_1_is_tried_unless_4_is_clearly_better_than_2() -> None:
+    tried, best = _swept({"t=1": 3.0, "t=2": 2.0, "t=4": 2.1, "t=8": 2.0}, shapes=("t",))
+    assert tried == ["t=2", "t=4", "t=8", "t=1"]
+    assert best == "t=1"
+
+
+def test_only_peers_far_behind_the_best_one_of_their_layout_miss_rounds() -> None:
+    entrants = {engine.name: Entrant(engine=engine, work="local") for engine in (*PEERS, FIXED)}
+    on_sessions = Entrant(engine=PEERS[1], work="sessions_layout")
+    rates = {"dataloader": 10.0, "spdl": 75.0, "grain": 100.0, "tfdata": 74.0, "torchdata": 20.0, "ours_fixed": 900.0}
+    swept = {entrants[name]: {"a": rate / 2, "b": rate} for name, rate in rates.items()} | {on_sessions: {"a": 20.0}}
+    assert [name for name in rates if contends(entrants[name], swept)] == ["dataloader", "spdl", "grain", "ours_fixed"]
+    assert contends(on_sessions, swept)
 
 
 def test_a_shape_far_behind_the_engines_best_is_tried_once() -> None:
