@@ -70,6 +70,9 @@ def _check_sparse(feature: SparseFeature, kind: pa.DataType) -> None:
     if feature.ngram > 1 and not is_list(kind):
         what = f"sparse feature '{feature.name}' (ngram={feature.ngram})"
         raise _mistyped(what, feature.source_column, kind, "lists, whose neighbours it joins")
+    if feature.clamp is not None and not whole:
+        what = f"sparse feature '{feature.name}' (clamp={tuple(feature.clamp)})"
+        raise _mistyped(what, feature.source_column, kind, "integers, or lists of them")
     if not fits:
         what = f"sparse feature '{feature.name}' (transform='{feature.transform}')"
         raise _mistyped(what, feature.source_column, kind, f"{expected}, or lists of them")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # pyarrow takes 0.1 s to import, and whoever imports the sett
 
 DenseTransform = Literal["none", "log1p"]
 SparseTransform = Literal["hash", "bucket", "id"]
+End = Literal["first", "last"]
 
 
 @final
@@ -35,6 +36,8 @@ class DenseFeature:
     """`none`, or `log1p` for counts: log(1 + x)."""
     default: float = 0.0
     """Stands for null, NaN and infinite values, before the transform; in the column's unit."""
+    clamp: Sequence[float] | None = None
+    """(low, high): what lies beyond becomes the nearer of them, after `default` and before the transform."""
 
     def __post_init__(self) -> None:
         _check_choice(f"dense feature '{self.name}'", "transform", self.transform, ("none", "log1p"))
@@ -43,6 +46,7 @@ class DenseFeature:
                 f"dense feature '{self.name}': default={self.default} would put a non-finite number into the "
                 "model wherever a value is missing. Set default to a finite number."
             )
+        object.__setattr__(self, "clamp", _checked_clamp(f"dense feature '{self.name}'", self.clamp))
 
     @property
     def source_column(self) -> str:
@@ -79,6 +83,12 @@ class SparseFeature:
     """For `hash`: another seed, another spread; 0 or more."""
     ngram: int = 1
     """For `hash`: 2 makes each pair of neighbours in a list one value, 3 each run of three; 1: each by itself."""
+    max_values: int | None = None
+    """Of each list only so many values count (FirstX), cut before anything else; None: all of them."""
+    keep: End = "first"
+    """Which of them `max_values` keeps: the `first`, or the `last` where lists have their newest value last."""
+    clamp: Sequence[int] | None = None
+    """For `hash` and `id` of integers, (low, high): what lies beyond becomes the nearer one, before the transform."""
     embedding_dim: int | None = None
     """Numbers in one embedding; None leaves it to the model."""
 
@@ -102,6 +112,14 @@ class SparseFeature:
                 f"{what}: ngram={self.ngram} with transform='{self.transform}' joins no values. Set ngram to 1 or "
                 "more; above 1 only with transform='hash'."
             )
+        _check_choice(what, "keep", self.keep, ("first", "last"))
+        if self.max_values is not None and self.max_values < 1:
+            raise ConfigError(
+                f"{what}: max_values={self.max_values} leaves no value of a list. Set it to 1 or more, or leave it out."
+            )
+        object.__setattr__(self, "clamp", _checked_clamp(what, self.clamp))
+        if self.clamp is not None and self.transform == "bucket":
+            raise ConfigError(f"{what}: clamp with transform='bucket' moves no value to another bucket. Leave it out.")
         if self.embedding_dim is not None and self.embedding_dim < 1:
             raise ConfigError(
                 f"{what}: embedding_dim={self.embedding_dim} holds no number. Set it to 1 or more, or leave it out."
@@ -195,6 +213,16 @@ def check_columns(what: str, wanted: Iterable[str], present: Sequence[str]) -> N
 def _check_choice(what: str, field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{what}: {field}='{value}' is unknown. Set {field} to one of {', '.join(choices)}.")
+
+
+def _checked_clamp(what: str, clamp: Sequence[float] | None) -> tuple[float, float] | None:
+    if clamp is None:
+        return None
+    if len(clamp) != 2 or not clamp[0] <= clamp[1] or not all(map(math.isfinite, clamp)):
+        raise ConfigError(
+            f"{what}: clamp={tuple(clamp)} is no range. Give two finite numbers, the lower first, as in clamp=(0, 100)."
+        )
+    return clamp[0], clamp[1]
 
 
 def _check_repeats(noun: str, names: Sequence[str]) -> None:

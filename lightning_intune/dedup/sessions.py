@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from lightning_intune.column_types import is_list
 from lightning_intune.config import Schema, check_columns
 from lightning_intune.dedup.columns import plain_lists
 from lightning_intune.dedup.group_encoder import GroupEncoder, Part
-from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
 from lightning_intune.dedup.jagged import Batch
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.rows import Engine
@@ -96,14 +94,9 @@ class SessionsToBatch:
         rows = pa.table({name: self._rows(table, name, inverse) for name in self._wanted()})
         parts: list[Part] = []
         if self._shared is not None:
-            parts.append((self._shared.stored(table), torch.from_numpy(inverse)))
+            parts.append(self._shared.stored(table, inverse))
         if self._own is not None:
-            made = self._own(rows)
-            if isinstance(made, InverseKeyedJaggedTensor):
-                unique = (made.unique(group) for group in range(len(made.shapes())))
-                parts += [(group.jagged, group.inverse) for group in unique]
-            else:
-                parts.append((made, None))
+            parts += self._own.parts(rows)
         return self._to_batch.beside(assemble(parts, self._keys, len(inverse)), rows)
 
     def _wanted(self) -> list[str]:

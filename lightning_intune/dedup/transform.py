@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -46,36 +47,38 @@ class DedupSparse:
         """The features of these rows."""
         if not self._groups:
             return self._rest_encoder(table)
-        parts: list[Part] = [encode(table) for encode in self._groups]
-        if self._rest:
-            parts.append((self._rest_encoder(table), None))
-        return assemble(parts, self._keys, table.num_rows)
+        return assemble(self.parts(table), self._keys, table.num_rows)
+
+    def parts(self, table: pa.Table) -> list[Part]:
+        """The features of these rows, group by group."""
+        parts = [encode(table) for encode in self._groups]
+        return [*parts, Part.of(self._rest_encoder(table))] if self._rest else parts
 
 
 def assemble(parts: Sequence[Part], keys: Sequence[str], stride: int) -> InverseKeyedJaggedTensor:
     """One tensor of several groups; `keys` is the order that it tells."""
     shapes: list[GroupShape] = []
-    for jagged, inverse in parts:
-        counts = np.add.reduce(jagged.lengths().numpy().reshape(len(jagged.keys()), -1), axis=1, dtype=np.int64)
+    for part in parts:
+        counts = np.add.reduce(part.lengths.reshape(len(part.keys), -1), axis=1, dtype=np.int64)
         shapes.append(
             GroupShape(
-                keys=tuple(jagged.keys()),
-                num_rows=jagged.stride(),
+                keys=part.keys,
+                num_rows=len(part.lengths) // len(part.keys),
                 num_values=tuple(counts.tolist()),
-                has_inverse=inverse is not None,
+                has_inverse=part.inverse is not None,
             )
         )
-    inverses = [inverse for _, inverse in parts if inverse is not None]
     return InverseKeyedJaggedTensor(
         shapes,
-        _joined([jagged.values() for jagged, _ in parts]),
-        _joined([jagged.lengths() for jagged, _ in parts]),
-        _joined(inverses) if inverses else torch.empty(0, dtype=torch.int64),
+        _joined([piece for part in parts for piece in part.values]),
+        _joined([part.lengths for part in parts]),
+        _joined([part.inverse for part in parts if part.inverse is not None]),
         stride=stride,
         keys=keys,
     )
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
+def _joined(pieces: Sequence[npt.NDArray[np.int64]] | Sequence[npt.NDArray[np.int32]]) -> Tensor:
     # `torch.cat` would wake torch's own threads, within a stage whose width is the parallelism.
-    return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))  # pyright: ignore[reportUnknownMemberType]
+    whole = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+    return torch.from_numpy(whole)  # pyright: ignore[reportUnknownMemberType]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -141,8 +141,28 @@ def places_of(values: pa.DictionaryArray) -> npt.NDArray[Any]:
     return indices.to_numpy(zero_copy_only=False)
 
 
+def clamped(values: pa.Array, clamp: Sequence[int] | None) -> pa.Array:
+    """Integers beyond `clamp` (low, high) as the nearer of them; nulls stay.
+
+    >>> clamped(pa.array([-5, None, 7, 300], pa.int16()), (0, 255)).to_pylist()
+    [0, None, 7, 255]
+    """
+    if clamp is None or pa.types.is_null(values.type):
+        return values
+    wide = (
+        values
+        if pa.types.is_uint64(values.type)
+        else pc.cast(pc.cast(values, pa.uint8()) if pa.types.is_boolean(values.type) else values, pa.int64())
+    )
+    info = np.iinfo(np.uint64 if pa.types.is_uint64(wide.type) else np.int64)
+    low, high = (pa.scalar(min(max(int(bound), info.min), info.max), wide.type) for bound in clamp)
+    raised = pc.max_element_wise(wide, low, skip_nulls=False)
+    return pc.min_element_wise(raised, high, skip_nulls=False)
+
+
 def _encode(values: pa.Array, feature: SparseFeature) -> Rows:
     """The row of every value, whatever it repeats."""
+    values = clamped(values, feature.clamp)
     if pa.types.is_null(values.type):
         return np.full(len(values), MISSING_ROW, np.int64)
     rows = _ENCODERS[feature.transform](values, feature)

@@ -16,6 +16,7 @@ from lightning_intune.flow.features import (
     KeptTables,
     Lengths,
     Rows,
+    clamped,
     places_of,
     value_words,
 )
@@ -79,12 +80,13 @@ class NgramEncoder:
 
     def _words(self, values: pa.Array) -> Words:
         if not isinstance(values, pa.DictionaryArray):
-            return value_words(values, self._feature.seed)
+            return value_words(clamped(values, self._feature.clamp), self._feature.seed)
         return self._kept.get(values.dictionary, self._table)[places_of(values)].view(np.uint64)
 
     def _table(self, dictionary: pa.Array) -> Rows:
         """The words of each distinct value, and last those of a missing one."""
-        return np.append(value_words(dictionary, self._feature.seed), np.uint64(0)).view(np.int64)
+        words = value_words(clamped(dictionary, self._feature.clamp), self._feature.seed)
+        return np.append(words, np.uint64(0)).view(np.int64)
 
     def _whole(self, lengths: Lengths, num_runs: int) -> npt.NDArray[np.bool_]:
         """Which runs lie within one row: not those that begin at one of a row's last n - 1 values."""

@@ -17,6 +17,7 @@ from lightning_intune.config import Schema, SparseFeature
 from lightning_intune.dedup.jagged import Batch, KeyedJagged
 from lightning_intune.flow.features import Floats, Lengths, Rows, SparseEncoder, fill_floats, flat_values
 from lightning_intune.flow.ngrams import NgramEncoder, ngram_counts
+from lightning_intune.flow.truncate import truncated
 
 if TYPE_CHECKING:
     from lightning_intune.dedup.ikjt import InverseKeyedJaggedTensor
@@ -44,6 +45,8 @@ class ToJagged:
             own = lengths[i * num_rows : (i + 1) * num_rows]
             if counts is not None:
                 own[:] = counts
+            if feature.max_values is not None:
+                chunks = self._truncated(feature, table.column(feature.source_column), chunks, own)
             if feature.ngram == 1:
                 parts.extend((encode, chunk, len(chunk)) for chunk in chunks)
                 continue
@@ -60,6 +63,19 @@ class ToJagged:
             begin, end = end, end + count
             values[begin:end] = encode(chunk)
         return KeyedJagged([feature.name for feature in features], _torch(values), _torch(lengths))
+
+    @staticmethod
+    def _truncated(
+        feature: SparseFeature, column: pa.ChunkedArray, chunks: Sequence[pa.Array], lengths: Lengths
+    ) -> list[pa.Array]:
+        """The chunks' values cut to `feature.max_values` a row, and `lengths` set to what is left."""
+        cut: list[pa.Array] = []
+        end = 0
+        for chunk, rows in zip(chunks, column.chunks, strict=True):
+            begin, end = end, end + len(rows)
+            values, lengths[begin:end] = truncated(chunk, lengths[begin:end], feature)
+            cut.append(values)
+        return cut
 
 
 @final
@@ -87,6 +103,7 @@ class ToBatch:
         self._schema = schema
         self._sparse = ToJagged(schema.sparse) if sparse is None else sparse
         self._defaults = np.array([feature.default for feature in schema.dense], np.float32)[:, np.newaxis]
+        self._clamps = [(i, feature.clamp) for i, feature in enumerate(schema.dense) if feature.clamp is not None]
         self._counts = [i for i, feature in enumerate(schema.dense) if feature.transform == "log1p"]
 
     def __call__(self, table: pa.Table) -> Batch:
@@ -106,6 +123,8 @@ class ToBatch:
         # Feature by feature in memory while they are computed; one transposing copy at the end is the cheaper order.
         block = _block(table, [feature.source_column for feature in self._schema.dense])
         np.copyto(block, self._defaults, where=~np.isfinite(block))
+        for i, (low, high) in self._clamps:
+            np.clip(block[i], low, high, out=block[i])
         for i in self._counts:
             np.log1p(np.maximum(block[i], 0, out=block[i]), out=block[i])
         return _torch(np.ascontiguousarray(block.T))
