@@ -38,10 +38,10 @@ class GlooChannel:
 
     _numbers = itertools.count()  # one for every channel opened, the same on all ranks
 
-    def __init__(self, timeout_s: float = 600.0) -> None:
+    def __init__(self, timeout_s: float = 600.0, *, owner: str = "BalancedExchange") -> None:
         if not timeout_s > 0:
-            raise ConfigError(f"BalancedExchange: timeout_s={timeout_s} waits for nobody. Set it above 0.")
-        self._timeout_s = timeout_s
+            raise ConfigError(f"{owner}: timeout_s={timeout_s} waits for nobody. Set it above 0.")
+        self._timeout_s, self._owner = timeout_s, owner
         self._group: Any = None
         self._store: Any = None
         self._num_calls = 0
@@ -77,6 +77,12 @@ class GlooChannel:
         self._call(lambda: dist.all_to_all_single(received, out, *splits, group=self._group))
         return [part.numpy().tobytes() for part in received.split(splits[0])]
 
+    def all_to_all(self, sent: torch.Tensor, sizes_out: list[int], sizes_in: list[int]) -> torch.Tensor:
+        """The first `sizes_out[0]` entries of `sent` [n] go to rank 0, and so on; what comes is laid out likewise."""
+        received = sent.new_empty(sum(sizes_in))
+        self._call(lambda: dist.all_to_all_single(received, sent, sizes_in, sizes_out, group=self._group))
+        return received
+
     def _call(self, collective: Callable[[], T]) -> T:
         assert self._store is not None, "open comes first"
         self._num_calls += 1
@@ -88,7 +94,7 @@ class GlooChannel:
 
     def _verdict(self, error: Exception) -> str:
         """Who had not come, as far as the store can tell."""
-        head = f"BalancedExchange: rank {self.rank} could not go on exchanging with the others ({_first_line(error)})."
+        head = f"{self._owner}: rank {self.rank} could not go on exchanging with the others ({_first_line(error)})."
         try:
             text = self._who()
             self._store.set(f"blame/{self.rank}", text)
@@ -126,8 +132,12 @@ class GlooChannel:
         keys = [f"{what}/{rank}" for rank in range(self.world_size)]
         return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
 
-    def __reduce__(self) -> tuple[type[GlooChannel], tuple[float]]:
-        return GlooChannel, (self._timeout_s,)  # a group is its process's own
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _channel, (self._timeout_s, self._owner)  # a group is its process's own
+
+
+def _channel(timeout_s: float, owner: str) -> GlooChannel:
+    return GlooChannel(timeout_s, owner=owner)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,37 @@
+"""Embeddings exchanged between ranks behind the compute, after FreeScale (arXiv 2604.24073)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_intune.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lightning_intune.overlap.collection import RowWiseEmbeddingBagCollection as RowWiseEmbeddingBagCollection
+    from lightning_intune.overlap.collection import RowWiseEmbeddingCollection as RowWiseEmbeddingCollection
+    from lightning_intune.overlap.pipeline import OverlappedTrainPipeline as OverlappedTrainPipeline
+    from lightning_intune.overlap.row_optimizer import SGD as SGD
+    from lightning_intune.overlap.row_optimizer import Adagrad as Adagrad
+    from lightning_intune.overlap.row_optimizer import Adam as Adam
+    from lightning_intune.overlap.row_optimizer import RowOptimizer as RowOptimizer
+    from lightning_intune.overlap.table import Table as Table
+    from lightning_intune.overlap.transport import GlooTransport as GlooTransport
+    from lightning_intune.overlap.transport import Link as Link
+    from lightning_intune.overlap.transport import make_transport as make_transport
+
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "SGD": "lightning_intune.overlap.row_optimizer",
+        "Adagrad": "lightning_intune.overlap.row_optimizer",
+        "Adam": "lightning_intune.overlap.row_optimizer",
+        "GlooTransport": "lightning_intune.overlap.transport",
+        "Link": "lightning_intune.overlap.transport",
+        "OverlappedTrainPipeline": "lightning_intune.overlap.pipeline",
+        "RowOptimizer": "lightning_intune.overlap.row_optimizer",
+        "RowWiseEmbeddingBagCollection": "lightning_intune.overlap.collection",
+        "RowWiseEmbeddingCollection": "lightning_intune.overlap.collection",
+        "Table": "lightning_intune.overlap.table",
+        "make_transport": "lightning_intune.overlap.transport",
+    },
+)

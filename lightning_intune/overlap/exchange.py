@@ -1,0 +1,173 @@
+"""Rows fetched from their owners and gradients given to them, those that cannot wait apart from those that can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_intune.overlap.parcels import counts_where, swap
+from lightning_intune.overlap.request import Request
+from lightning_intune.overlap.shard import Shard
+from lightning_intune.overlap.transport import Transport
+from lightning_intune.overlap.turn import Marks, Turn, collide
+
+
+class Status(IntEnum):
+    """What a rank says of its next batch."""
+
+    BATCH = 0
+    END = 1
+    FAILED = 2
+
+
+@final
+class Exchange:
+    """The messages of one collection. Every rank makes the same calls in the same order, from one thread at a time.
+
+    With `waits` every row is taken to collide, whether it does or not: rows are then fetched behind all updates, and
+    all gradients are sent at once, as a pipeline without look-ahead does.
+    """
+
+    def __init__(self, shards: Sequence[Shard], transport: Transport, *, waits: bool = False) -> None:
+        self.shards, self.transport, self._waits = list(shards), transport, waits
+        self._num_turns = 0
+
+    def ask(self, requests: Sequence[Request], status: Status = Status.BATCH) -> Turn | None:
+        """Tell the owners which rows are wanted; None where no rank has a batch.
+
+        RuntimeError on every rank where one has failed, or some have a batch and others have none.
+        """
+        ranks = range(self.transport.world_size)
+        wanted = [made.counts for made in requests] or [[0 for _ in ranks] for _ in self.shards]
+        header = torch.tensor([[status, *(counts[rank] for counts in wanted)] for rank in ranks])
+        [told] = swap(self.transport, [header], [[1 for _ in ranks]], [[1 for _ in ranks]])
+        statuses: list[int] = told[:, 0].tolist()
+        _check(statuses)
+        if statuses[0] == Status.END:
+            return None
+        counts: list[list[int]] = told[:, 1:].t().tolist()
+        places = swap(self.transport, [made.places for made in requests], wanted, counts)
+        self._num_turns += 1
+        return Turn(
+            number=self._num_turns,
+            requests=list(requests),
+            asked=[place.long() for place in places],
+            asked_counts=counts,
+        )
+
+    def mark(self, before: Turn | None, turn: Turn) -> None:
+        """Find the rows that `before` updates and `turn` reads, and tell the ranks that ask for them.
+
+        `before` None: nothing is under way, so nothing can collide.
+        """
+        if before is None:
+            for shard, asked in zip(self.shards, turn.asked, strict=True):
+                shard.last_reader[asked] = turn.number
+            return
+        if self._waits:
+            turn.late, before.urgent = _everything(turn), _everything(before)
+            return
+        are_late, are_urgent = collide(before, turn, self.shards)
+        own = [[made.counts for made in one.requests] for one in (turn, before)]
+        told = swap(
+            self.transport,
+            [mark.byte() for mark in (*are_late, *are_urgent)],
+            [*turn.asked_counts, *before.asked_counts],
+            [*own[0], *own[1]],
+        )
+        wanted = [mark.bool() for mark in told]
+        num_stacks = len(self.shards)
+        turn.late = Marks(wanted=wanted[:num_stacks], asked=are_late)
+        before.urgent = Marks(wanted=wanted[num_stacks:], asked=are_urgent)
+
+    def fetch_early(self, turn: Turn) -> None:
+        """The rows that no batch under way updates."""
+        if turn.late is None:
+            turn.rows = self._fetch(turn, None)
+        elif not self._waits:
+            rest = _others(turn.late)
+            turn.rows = [
+                rows.new_empty(len(made), shard.stack.dim).index_copy_(0, mark.nonzero().squeeze(1), rows)
+                for rows, made, shard, mark in zip(
+                    self._fetch(turn, rest), turn.requests, self.shards, rest.wanted, strict=True
+                )
+            ]
+
+    def fetch_late(self, turn: Turn) -> None:
+        """The others, once the updates that they waited for are made."""
+        if turn.late is None:
+            return
+        if self._waits:
+            turn.rows = self._fetch(turn, None)
+            return
+        for rows, late, mark in zip(turn.rows, self._fetch(turn, turn.late), turn.late.wanted, strict=True):
+            rows.index_copy_(0, mark.nonzero().squeeze(1), late)
+
+    def give_urgent(self, turn: Turn, grads: Sequence[Tensor], *, lr: float, step: int) -> None:
+        """Update the rows that the batch behind reads."""
+        if turn.urgent is not None:
+            self._give(turn, grads, None if self._waits else turn.urgent, lr=lr, step=step)
+
+    def give_rest(self, turn: Turn, grads: Sequence[Tensor], *, lr: float, step: int) -> None:
+        """Update the others."""
+        if turn.urgent is None:
+            self._give(turn, grads, None, lr=lr, step=step)
+        elif not self._waits:
+            self._give(turn, grads, _others(turn.urgent), lr=lr, step=step)
+
+    def _fetch(self, turn: Turn, chosen: Marks | None) -> list[Tensor]:
+        asked, wanted = self._chosen(turn, chosen)
+        read = [shard.read(places) for shard, (places, _) in zip(self.shards, asked, strict=True)]
+        return swap(self.transport, read, [counts for _, counts in asked], wanted)
+
+    def _give(self, turn: Turn, grads: Sequence[Tensor], chosen: Marks | None, *, lr: float, step: int) -> None:
+        asked, wanted = self._chosen(turn, chosen)
+        sent = list(grads)
+        if chosen is not None:
+            sent = [grad[mark] for grad, mark in zip(grads, chosen.wanted, strict=True)]
+        received = swap(self.transport, sent, wanted, [counts for _, counts in asked])
+        for shard, (places, _), got in zip(self.shards, asked, received, strict=True):
+            # The mean over ranks, as DDP's and TorchRec's.
+            mean = got if self.transport.world_size == 1 else got / self.transport.world_size
+            shard.update(places, mean, lr=lr, step=step)
+
+    def _chosen(self, turn: Turn, chosen: Marks | None) -> tuple[list[tuple[Tensor, list[int]]], list[list[int]]]:
+        """By stack: places asked for and their counts by rank; and counts by rank of what is wanted. None: all."""
+        counts = [made.counts for made in turn.requests]
+        if chosen is None:
+            return list(zip(turn.asked, turn.asked_counts, strict=True)), counts
+        asked = [
+            (places[mark], counts_where(mark, by_rank))
+            for places, mark, by_rank in zip(turn.asked, chosen.asked, turn.asked_counts, strict=True)
+        ]
+        return asked, [counts_where(mark, by_rank) for mark, by_rank in zip(chosen.wanted, counts, strict=True)]
+
+
+def _others(marks: Marks) -> Marks:
+    return Marks(wanted=[~mark for mark in marks.wanted], asked=[~mark for mark in marks.asked])
+
+
+def _everything(turn: Turn) -> Marks:
+    return Marks(
+        wanted=[torch.ones(len(made), dtype=torch.bool) for made in turn.requests],
+        asked=[torch.ones(len(asked), dtype=torch.bool) for asked in turn.asked],
+    )
+
+
+def _check(statuses: Sequence[int]) -> None:
+    failed = [rank for rank, status in enumerate(statuses) if status == Status.FAILED]
+    if failed:
+        raise RuntimeError(
+            f"overlap: rank {failed[0]} failed before its batch could be asked for, and no rank can go on without it. "
+            "See that rank's own traceback."
+        )
+    ended = [rank for rank, status in enumerate(statuses) if status == Status.END]
+    if ended and len(ended) < len(statuses):
+        raise RuntimeError(
+            f"overlap: rank {ended[0]} has no more batches, and others have. Every rank must take equally many steps: "
+            "put lightning_intune.flow.EqualSteps behind the source."
+        )
