@@ -55,7 +55,7 @@ class Decision:
     reward: float
     """For the widths of this turn."""
     why: str
-    """One of `Why` in lower case: moved, held, reverted, resting, taboo, memory, blind, explored."""
+    """One of `Why` in lower case: moved, held, reverted, resting, taboo, memory, blind, explored, fewer."""
     shifted: bool
     """Whether costs, CPUs or memory were found to have changed."""
     cpus: float

@@ -24,6 +24,7 @@ class Why(IntEnum):
     MEMORY = 5
     BLIND = 6
     EXPLORED = 7
+    FEWER = 8
 
 
 @final
@@ -39,6 +40,12 @@ class GuardSettings:
     """Moves taken back since the last shift after which it rests at the best known widths."""
     patience: int = 9
     """Turns since the last shift after which it does so in any case."""
+    fewer_after: int = 2
+    """Turns at the best known widths after which fewer workers are tried, where some only waited for a core."""
+    fewer_again: float = 16.0
+    """Turns until they are tried again; twice as many after each trial, for one noisy turn decides nothing."""
+    fewer_gain: float = 0.1
+    """What the model must foretell for them over the present rate, which is without waiting for cores."""
     full: float = 0.01
     """Share of the CPUs that may be idle, and gain that may be foretold, where a pipeline counts as full."""
 
@@ -60,11 +67,14 @@ class Guard:
         self.settings = settings or GuardSettings()
         self.quiet_turns = np.zeros(num_pipelines)
         self.num_reverts = np.zeros(num_pipelines)
+        self.fewer_wait = np.zeros(num_pipelines)
+        self.fewer_turns = np.zeros(num_pipelines)
 
     def restart(self, rows: Bools) -> None:
         """Fresh pipelines in the chosen rows."""
         self.quiet_turns[rows] = 0.0
         self.num_reverts[rows] = 0.0
+        self.fewer_wait[rows] = self.fewer_turns[rows] = 0.0
 
     def judge(
         self, situation: Situation, wanted: Floats, known: tuple[Floats, Floats], is_sure: Bools | None = None
@@ -76,6 +86,7 @@ class Guard:
         wanted, why = self._avoid_harm(situation, wanted, why, known)
         wanted, why = self._rest(situation, wanted, why, is_sure)
         wanted, why = self._hold_full(situation, wanted, why)
+        wanted, why = self._try_fewer(situation, wanted, why)
         blind = ~reading.is_valid
         wanted = np.where(blind[:, None], np.where(reading.is_stage, reading.width, 0.0), wanted)
         why = np.where(blind, int(Why.BLIND), why)
@@ -131,6 +142,20 @@ class Guard:
         holds = is_full & (why == int(Why.MOVED)) & ((wanted - reading.width).sum(1) > 0)
         wanted = np.where(holds[:, None], reading.width, wanted)
         return wanted, np.where(holds, int(Why.HELD), why)
+
+    def _try_fewer(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
+        # Threads that mostly wait for a core slow the others down (caches, the GIL, hand-overs) by more than any model
+        # of ours foretells, and costs measured among them hide it: what fewer would do is found out by trying.
+        reading, settings = situation.reading, self.settings
+        self.fewer_wait = np.where(situation.has_shifted, settings.fewer_after, self.fewer_wait - 1.0)
+        self.fewer_turns = np.where(situation.has_shifted, 0.0, self.fewer_turns)
+        stays = (wanted == reading.width).all(1) & (reading.width == situation.best_widths).all(1)
+        is_less = (situation.fewer != reading.width).any(1)
+        promising = situation.predicted_fewer > situation.rate * (1.0 + settings.fewer_gain)
+        tries = stays & is_less & promising & (self.quiet_turns >= settings.fewer_after) & (self.fewer_wait <= 0)
+        self.fewer_turns = np.where(tries, np.maximum(settings.fewer_again, 2.0 * self.fewer_turns), self.fewer_turns)
+        self.fewer_wait = np.where(tries, self.fewer_turns, self.fewer_wait)
+        return np.where(tries[:, None], situation.fewer, wanted), np.where(tries, int(Why.FEWER), why)
 
 
 def fit_memory(reading: Reading, wanted: Floats) -> Floats:

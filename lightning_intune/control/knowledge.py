@@ -48,6 +48,12 @@ class Situation:
     """[4, B] threads that would compute beyond the CPUs, over the CPUs."""
     crowd: Floats
     crowd_cost: Floats
+    fewer: Floats
+    """[B, N] workers enough for the present rate if none of them waited for a core."""
+    fewer_known: tuple[Floats, Floats]
+    """(mean rate [B], visits [B]) measured at them."""
+    predicted_fewer: Floats
+    """[B] the model's rate at them."""
     turns: Floats
     """[B] turns since the start or the last shift noticed, 0 at first."""
     has_shifted: Bools
@@ -131,11 +137,16 @@ class Knowledge:
         counted = worth(reading.samples_per_s, lost, RewardSettings())
         self.best.update(reading.width, counted, reading.noise, reading.is_valid)
         best_widths, best_rate, _ = self.best.best(reading.noise)
+        # What was measured to be best stays allowed, whatever the model says.
+        most = np.maximum(np.maximum(self.model.useful(reading), best_widths), reading.low)
+        reading = replace(reading, high=np.minimum(reading.high, most))
         known = (best_rate > 0)[:, None]
         best_widths = reading.legal(np.where(known, best_widths, reading.width))
         proposal = self.model.propose(reading, best_rate, self.turns < 2, self._trust(reading, best_widths, best_rate))
         base, slope = self.model.waits()
         candidates = np.stack([proposal.widths, proposal.lean, proposal.rich, best_widths])
+        alone = np.maximum(reading.busy - reading.run_delay, reading.cpu)
+        fewer = reading.legal(np.maximum(np.minimum(np.ceil(1.02 * alone), reading.width), 1.0))
         weighed = np.concatenate([candidates, reading.width[None]])  # at once: numpy's price is per call
         rates, visits = self.best.known(weighed)
         crowds = self.model.crowd(weighed, reading.free_cpus)
@@ -146,6 +157,9 @@ class Knowledge:
             candidate_crowd=crowds[:-1],
             crowd=crowds[-1],
             crowd_cost=self.model.crowd_cost,
+            fewer=fewer,
+            fewer_known=self.best.known(fewer),
+            predicted_fewer=self.model.predict(fewer, reading.free_cpus),
             reading=reading,
             proposal=proposal,
             predicted=self.model.predict(reading.width, reading.free_cpus),
@@ -249,4 +263,9 @@ class Knowledge:
         sure = np.minimum(odd + 0.5, np.maximum(0.2, 9.0 * spread))
         strange = knows & ((self.doubt >= 2) | (change > sure))
         self.suspicion[stages], self.doubt[strange] = 0.0, 0.0
-        return stages, knows & (budget | memory | strange)
+        # What is slow away from the best widths known is first blamed on the widths: they are left, and if the
+        # pipeline has changed, the best widths are no longer that good either, which shows in the turn after.
+        best_widths, best_rate, _ = self.best.best(reading.noise)
+        away = (reading.width != best_widths).any(1) & (best_rate > 0)
+        blamed = away & (counted < best_rate * (1.0 - np.maximum(0.1, 2.0 * reading.noise)))
+        return stages & ~blamed[:, None], knows & (budget | memory | (strange & ~blamed))

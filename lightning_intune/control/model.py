@@ -13,6 +13,7 @@ from lightning_intune.control.physics import queue_shape
 from lightning_intune.control.reading import Reading
 
 _BISECTIONS = 14
+_TRAINER_REACH = 1.3
 _LEVELS = np.array([[2.0, 1.03, 0.04], [1.0, 1.08, 0.1], [0.35, 1.15, 0.15]])
 """Lean, usual, rich: times `cpu_gap`, trainer rates aimed at, headroom (workers beyond the need, as a share)."""
 
@@ -40,6 +41,9 @@ class ModelSettings:
     """A lock may be in use for at most the rest of the time: beyond, workers mostly wait for it."""
     hidden_reach: float = 1.05
     queue_doubt: float = 0.1
+    useful: float = 2.5
+    """Most workers per worker that the CPUs and the trainer could keep busy, and how many more: bursts want some."""
+    useful_more: float = 3.0
     band: float = 1.3
     """A width between the need and this many times it is left as it is: noise would shake it for nothing."""
 
@@ -233,6 +237,17 @@ class ServiceModel:
     def roofline(self, cpus: Floats) -> Floats:
         """[B] samples/s that `cpus` cores could deliver at the present cost of a sample."""
         return cpus / np.maximum(self.used_s, TINY)
+
+    def useful(self, reading: Reading) -> Floats:
+        """[B, N] the most workers that can be of use at the highest rate that CPUs and trainer allow.
+
+        Workers beyond wait for a core or a lock. Infinite for a stage not metered yet.
+        """
+        settings = self.settings
+        base, _ = self.waits()
+        most = np.minimum(self.roofline(reading.cpus), _TRAINER_REACH / np.maximum(self.trainer_s, TINY))
+        need = most[:, None] * (self.cpu_s + base)
+        return np.where((self.weight > 0) & (need > 0), np.ceil(settings.useful * need) + settings.useful_more, np.inf)
 
     def propose(self, reading: Reading, best_rate: Floats, is_fresh: Bools, trust: Floats) -> Proposal:
         """The least widths for the highest rate the model believes in.

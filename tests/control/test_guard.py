@@ -13,9 +13,14 @@ from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.guard import Guard, Why, fit_memory
 from lightning_intune.control.knowledge import Knowledge
 from lightning_intune.control.physics import memory_bytes
-from lightning_intune.control.worlds import HARD
+from lightning_intune.control.worlds import HARD, Ranges
 
 SEEDS = st.integers(0, 2**20)
+QUIET_PAIR = replace(
+    Fleet.draw(1, Ranges(stages=(2, 2), noise=(0.01, 0.011)), np.random.default_rng(1), max_stages=2).read(),
+    low=np.ones((1, 2)), high=np.full((1, 2), 8.0), noise=np.array([0.01]), others=np.zeros(1), wait_share=np.ones(1),
+    memory_limit_bytes=np.array([np.inf]), can_move=np.ones((1, 2), dtype=np.bool_),
+)  # fmt: skip
 
 
 def played(seed, num=6, turns=3):
@@ -199,3 +204,49 @@ def test_the_table_keeps_the_best_when_it_is_full():
         rate = 500.0 if width == 7 else 100.0 + width
         best.update(np.array([[float(width)]]), np.array([rate]), noise, valid)
     assert best.best(noise)[0][0, 0] == 7.0
+
+
+def crowded(width, rate, *, waits, shifted=False):
+    """A turn of two equal stages that use one CPU of two: `waits` of a stage's workers wait for a core."""
+    num = np.full((1, 2), 0.5)
+    return replace(
+        QUIET_PAIR, width=np.full((1, 2), width), busy=num + waits, cpu=num, run_delay=np.full((1, 2), waits),
+        samples_per_s=np.array([rate]), cpu_used=np.array([1.0]), cpus=np.array([1.0 if shifted else 2.0]),
+    )  # fmt: skip
+
+
+def asked(guard, knowledge, reading):
+    """The agent wants to stay: what the guard makes of it."""
+    situation = knowledge.observe(reading)
+    verdict = guard.judge(situation, reading.width, knowledge.best.known(reading.width))
+    return verdict.widths[0].tolist(), Why(int(verdict.why[0]))
+
+
+def test_fewer_workers_are_tried_where_some_only_wait_for_a_core_and_stay_if_they_are_better():
+    guard, knowledge = Guard(1), Knowledge(1, 2)
+    turns = [asked(guard, knowledge, crowded(3.0, 100.0, waits=2.5)) for _ in range(3)]
+    assert turns[-1] == ([1.0, 1.0], Why.FEWER)
+    assert all(widths == [3.0, 3.0] for widths, _ in turns[:-1])
+    assert asked(guard, knowledge, crowded(1.0, 150.0, waits=0.0))[0] == [1.0, 1.0]
+    assert asked(guard, knowledge, crowded(1.0, 150.0, waits=0.0))[0] == [1.0, 1.0]
+
+
+def test_fewer_workers_that_were_worse_are_left_and_tried_again_ever_more_rarely():
+    guard, knowledge = Guard(1), Knowledge(1, 2)
+    width, tried = 3.0, []
+    for number in range(120):
+        rate, waits = (100.0, 2.5) if width == 3.0 else (60.0, 0.0)
+        widths, why = asked(guard, knowledge, crowded(width, rate, waits=waits))
+        width = widths[0]
+        if why is Why.FEWER:
+            tried.append(number)
+    gaps = np.diff(tried)
+    assert 3 <= len(tried) <= 4
+    assert (gaps[1:] >= 2 * gaps[:-1]).all()
+
+
+def test_workers_that_wait_for_data_or_latency_are_not_taken_away():
+    guard, knowledge = Guard(1), Knowledge(1, 2)
+    for _ in range(12):
+        reading = replace(crowded(3.0, 100.0, waits=2.5), run_delay=np.zeros((1, 2)))
+        assert asked(guard, knowledge, reading)[0] == [3.0, 3.0]

@@ -47,3 +47,30 @@ def test_costs_that_change_with_every_move_are_rarely_taken_for_a_shift():
 def test_a_shift_is_noticed_among_such_moves_once_widths_are_held():
     moves = [turn(2.0, 1.0), turn(6.0, 4.0)] * 4
     assert shifts([*moves, turn(6.0, 4.0), turn(6.0, 4.0), turn(6.0, 16.0)])[-1]
+
+
+def test_what_is_slow_away_from_the_best_widths_is_blamed_on_the_widths_first():
+    # Half the rate at 6 workers that brought as much as 2 before: others' doing, but 2 workers will show that.
+    knowledge = Knowledge(1, 1)
+    seen = [turn(2.0, 1.0), turn(2.0, 1.0), turn(6.0, 1.0, rate=95.0), turn(6.0, 1.0, rate=40.0)]
+    last = [knowledge.observe(each) for each in seen][-1]
+    assert not last.has_shifted[0]
+    assert last.best_widths[0, 0] == 2.0
+    assert knowledge.observe(turn(2.0, 1.0, rate=40.0)).has_shifted[0]
+
+
+def test_no_more_workers_are_allowed_than_the_cpus_could_keep_busy_by_far_unless_they_were_measured_as_best():
+    # 2 CPUs, half of their time in the stage: 1 worker busy, 2.5 times as many and 3 more.
+    two_cpus = {"cpus": np.array([2.0]), "others": np.array([0.0]), "cpu_used": np.array([2.0])}
+    many = {"high": np.full((1, 1), 64.0)}
+    narrow = replace(turn(1.0, 10.0), cpu=ONE, **two_cpus, **many)
+    assert Knowledge(1, 1).observe(narrow).reading.high[0, 0] == 6.0
+    wide = replace(narrow, width=40.0 * ONE)
+    assert Knowledge(1, 1).observe(wide).reading.high[0, 0] == 40.0
+
+
+def test_workers_that_wait_on_latency_are_no_crowd():
+    # 50 ms of waiting for each ms of CPU: at 100/s one CPU would feed 51 workers per busy one.
+    reading = replace(turn(1.0, 1.0), busy=ONE, high=np.full((1, 1), 512.0), cpus=np.array([2.0]))
+    slow = replace(reading, cpu=ONE / 51, cpu_used=np.array([1.0 / 51]), samples_per_s=np.array([20.0]))
+    assert Knowledge(1, 1).observe(slow).reading.high[0, 0] > 100.0
