@@ -99,7 +99,7 @@ class Agent:
         if self.is_frugal:
             is_fed = (reading.wait_share < 0.05)[:, None]
             wish = replace(wish, widths=np.where(is_fed, np.minimum(wish.widths, situation.proposal.lean), wish.widths))
-        known = knowledge.best.known(reading.legal(np.round(wish.widths)))
+        known = knowledge.best.known_below(reading.legal(np.round(wish.widths)), situation.best_widths)
         verdict = guard.judge(situation, wish.widths, known, wish.is_sure)
         self.policy.learn(situation, verdict.widths, wish)
         return Choice(widths=verdict.widths, why=verdict.why, situation=situation, wish=wish)

@@ -55,6 +55,17 @@ class BestKnown:
         rows = np.arange(slot.shape[-1])
         return np.where(is_known, self.rate[rows, slot], 0.0), np.where(is_known, self.visits[rows, slot], 0.0)
 
+    def known_below(self, widths: Floats, least: Floats) -> tuple[Floats, Floats]:
+        """(mean rate, visits) [K, B] of what bears on `widths` [B, N]: themselves, and all between `least` and them.
+
+        More workers everywhere than widths that did harm, which had more than the best: harm to be expected. Visits
+        are 0 where an entry does not bear on them.
+        """
+        wanted, floor = widths[:, None, :], least[:, None, :]
+        between = (self.widths <= wanted).all(-1) & (self.widths >= floor).all(-1)
+        bears = (between | (self.widths == wanted).all(-1)) & (self.visits > 0)
+        return self.rate.T, np.where(bears, self.visits, 0.0).T
+
     def _find(self, widths: Floats) -> tuple[Ints, Bools]:
         same = (self.widths == widths[..., None, :]).all(-1) & (self.visits > 0)
         return same.argmax(-1), same.any(-1)

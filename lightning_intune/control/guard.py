@@ -79,7 +79,7 @@ class Guard:
     def judge(
         self, situation: Situation, wanted: Floats, known: tuple[Floats, Floats], is_sure: Bools | None = None
     ) -> Verdict:
-        """`known`: (rate [B], visits [B]) measured before at the `wanted` widths; `is_sure` [B] as in `Wish`."""
+        """`known`: (rate, visits) [..., B] of what was measured that bears on `wanted`; `is_sure` [B] as in `Wish`."""
         reading = situation.reading
         wanted = reading.legal(np.round(wanted))
         why = np.where((wanted == reading.width).all(1), int(Why.HELD), int(Why.MOVED))
@@ -111,7 +111,7 @@ class Guard:
 
         away = (reading.width != best).any(1)
         reverts = is_worse(situation.rate, situation.visits) & away
-        taboo = is_worse(*known) & ~reverts
+        taboo = is_worse(*known).reshape(-1, len(away)).any(0) & ~reverts
         wanted = np.where((reverts | taboo)[:, None], best, wanted)
         return wanted, np.where(reverts, int(Why.REVERTED), np.where(taboo, int(Why.TABOO), why))
 

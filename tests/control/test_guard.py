@@ -250,3 +250,18 @@ def test_workers_that_wait_for_data_or_latency_are_not_taken_away():
     for _ in range(12):
         reading = replace(crowded(3.0, 100.0, waits=2.5), run_delay=np.zeros((1, 2)))
         assert asked(guard, knowledge, reading)[0] == [3.0, 3.0]
+
+
+def test_what_did_harm_is_not_tried_with_even_more_workers():
+    # 4/5 brought 70 where 1/1 brings 100: 5/6 is taboo, and 2/2, 5/1 and 4/4 are not.
+    best = BestKnown(1, 2)
+    for widths, rate in (((1.0, 1.0), 100.0), ((4.0, 5.0), 70.0)):
+        best.update(np.array([widths]), np.array([rate]), np.array([0.01]), np.array([True]))
+    knowledge = Knowledge(1, 2)
+    knowledge.best = best
+    situation = knowledge.observe(crowded(1.0, 100.0, waits=0.0))
+    verdicts = {}
+    for wanted in ((5.0, 6.0), (4.0, 5.0), (2.0, 2.0), (5.0, 1.0), (4.0, 4.0)):
+        known = best.known_below(np.array([wanted]), situation.best_widths)
+        verdicts[wanted] = Why(int(Guard(1).judge(situation, np.array([wanted]), known).why[0]))
+    assert [wanted for wanted, why in verdicts.items() if why is Why.TABOO] == [(5.0, 6.0), (4.0, 5.0)]
