@@ -8,9 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import final
+from pathlib import Path
+from typing import Any, NoReturn, final
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -19,6 +21,28 @@ from lightning_intune.callback import InTuneCallback
 from lightning_intune.control import pretrain
 from lightning_intune.datamodule import InTuneDataModule
 from lightning_intune.errors import ConfigError
+from lightning_intune.mistakes import mistyped, told
+
+_NO_FILES = ("best", "last", "hpc", "registry")
+"""What Lightning takes for a checkpoint beside a path."""
+
+
+@final
+class InTuneParser(LightningArgumentParser):
+    """Lightning's, whose errors are a line or two on stderr and exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises where jsonargparse tries one of several types; else tells and ends the process."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        if parser is self and "are required" in message:  # said by the main parser, of one of a command's options
+            name = next((word for word in sys.argv[1:] if word in LightningCLI.subcommands()), None)
+            choices: Any = next((action.choices for action in self._actions if action.choices), {})
+            parser = choices.get(name, self)
+            wrong = mistyped(sys.argv[1:], parser._option_string_actions)
+            message = message if wrong is None else f"unrecognized arguments: {wrong}"
+        self.exit(2, told(parser.prog, message, parser._option_string_actions))
 
 
 @final
@@ -28,6 +52,15 @@ class InTuneCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put the callback's settings under `intune`; see `--print_config`."""
         parser.add_lightning_class_args(InTuneCallback, "intune")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Lightning's; a setting that it refuses is the user's mistake, and a checkpoint that is not there too."""
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise ConfigError(str(error)) from error
+        _check_checkpoint(self._get(self.config, "ckpt_path", None))
+        return trainer
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -63,10 +96,12 @@ def main(args: Sequence[str] | None = None) -> int:
             LightningModule,
             InTuneDataModule,
             subclass_mode_model=True,
+            parser_class=InTuneParser,
+            parser_kwargs={"prog": "lightning-intune"},
             save_config_kwargs={"overwrite": True},
             args=None if args is None and arguments == sys.argv[1:] else arguments,
         )
-    except ConfigError as error:
+    except (ConfigError, MisconfigurationException) as error:
         sys.stderr.write(f"lightning-intune: {error}\n")
         return 2
     except ValueError as error:
@@ -78,6 +113,13 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"lightning-intune: {mistake}\n")  # met by jsonargparse while it made one of our settings
         return 2
     return 0
+
+
+def _check_checkpoint(checkpoint: str | None) -> None:
+    if checkpoint is None or "://" in checkpoint or checkpoint.partition(":")[0] in _NO_FILES:
+        return
+    if not Path(checkpoint).exists():
+        raise ConfigError(f"--ckpt_path {checkpoint}: there is no such file. Correct the path, or leave it out.")
 
 
 def _imported(arguments: list[str]) -> list[str]:

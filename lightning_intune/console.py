@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lightning_intune import __version__
 from lightning_intune.completion import IS_ASKED, complete
 from lightning_intune.errors import ConfigError
+from lightning_intune.mistakes import nearest
 
 HELP = """\
 usage: lightning-intune COMMAND [options]    (lightning-intune COMMAND --help says more)
@@ -51,13 +52,18 @@ def main(args: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0
-    name = arguments[0]
+    name, commands = arguments[0], [*_LIGHTNINGS, *_OURS]
+    if name == "--version":
+        sys.stdout.write(f"lightning-intune {__version__}\n")
+        return 0
     if name in _OURS:
         return _run(name, arguments[1:])
     if not name.startswith("-") and name not in _LIGHTNINGS:
-        near = difflib.get_close_matches(name, [*_OURS, *_LIGHTNINGS], n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join([*_LIGHTNINGS, *_OURS])}."
-        sys.stderr.write(f"lightning-intune: there is no command '{name}'. {hint}\n")
+        hint = nearest(name, commands) or f" Commands: {', '.join(commands)}."
+        sys.stderr.write(f"lightning-intune: there is no command '{name}'.{hint}\n")
+        return 2
+    if not any(word in _LIGHTNINGS for word in arguments):
+        sys.stderr.write(f"lightning-intune: '{name}' comes behind a command. Commands: {', '.join(commands)}.\n")
         return 2
     return _lightning(args)
 

@@ -7,8 +7,8 @@ python -m lightning_intune.control.pretrain --seed 0 --out lightning_intune/cont
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +32,8 @@ from lightning_intune.control.replay import Replay
 from lightning_intune.control.reward import REWARD_SCALE, RewardSettings, moved_share, reward
 from lightning_intune.control.weight_file import save_weights
 from lightning_intune.control.worlds import FULL, TRAINING
+from lightning_intune.errors import ConfigError
+from lightning_intune.mistakes import CommandParser, add_output, whole_number
 
 VALIDATION_SEED = 77_000
 """Pipelines on which the best of a training's checkpoints is picked; no figure is reported on them."""
@@ -93,7 +95,9 @@ class Checkpoint:
 
 
 def pretrain(
-    settings: TrainSettings, on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
+    settings: TrainSettings,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+    on_turn: Callable[[int], None] = lambda _: None,
 ) -> tuple[Weights, list[Checkpoint]]:
     """(weights of the best checkpoint on the validation pipelines, all checkpoints)."""
     import torch
@@ -127,6 +131,7 @@ def pretrain(
             if batch is not None:
                 errors.append(learner.step(batch))
         policy.net = QNet(learner.weights())
+        on_turn(turn)
         if turn % settings.validate_every == 0:
             mean, p95 = validate(learner.weights(), settings)
             recent = float(np.mean(errors[-200:]))
@@ -135,9 +140,14 @@ def pretrain(
                 Checkpoint(turn=turn, regret_pct=mean, regret_p95_pct=p95, error=recent, seconds=seconds)
             )
             on_checkpoint(checkpoints[-1])
-            if mean + 0.2 * p95 < best_score:
-                best, best_score = learner.weights(), mean + 0.2 * p95
+            if _score(checkpoints[-1]) < best_score:
+                best, best_score = learner.weights(), _score(checkpoints[-1])
     return best, checkpoints
+
+
+def _score(checkpoint: Checkpoint) -> float:
+    """What the best checkpoint has least of."""
+    return checkpoint.regret_pct + 0.2 * checkpoint.regret_p95_pct
 
 
 def validate(weights: Weights, settings: TrainSettings) -> tuple[float, float]:
@@ -192,41 +202,64 @@ def _other_moves(policy: QPolicy, choice: Choice, num: int, rng: np.random.Gener
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    parser = argparse.ArgumentParser(prog="lightning-intune pretrain", description="Remake the tuner's weights.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("weights"))
-    parser.add_argument("--name", default=None, help="file name without suffix; default: dqn-SEED or plain-SEED")
-    parser.add_argument("--plain", action="store_true", help="train the rival without the model")
-    parser.add_argument("--turns", type=int, default=TrainSettings().num_turns)
+    parser = _parser()
     options = parser.parse_args(arguments)
+    name = options.name or f"{'plain' if options.plain else 'dqn'}-{options.seed}"
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"{name}.json").touch()  # minutes of learning would be lost to a folder that takes no file
+    except OSError as error:
+        raise ConfigError(f"pretrain: --out {options.out}: {error.strerror}. Name a folder to write to.") from error
     settings = replace(TrainSettings(), seed=options.seed, plain=options.plain, num_turns=options.turns)
     if options.plain:
         settings = replace(settings, explore=PLAIN_EXPLORE)
     settings = replace(settings, validate_every=min(settings.validate_every, options.turns))
-    console = Console(stderr=True)
-    with Progress(console=console) as progress:
-        task = progress.add_task("pretraining", total=settings.num_turns)
-
-        def show(checkpoint: Checkpoint) -> None:
-            progress.update(task, completed=checkpoint.turn)
-            console.print(
-                f"turn {checkpoint.turn}: regret {checkpoint.regret_pct:.2f} % mean, "
-                f"{checkpoint.regret_p95_pct:.2f} % p95, error {checkpoint.error:.4f}, {checkpoint.seconds:.0f} s"
-            )
-
-        weights, checkpoints = pretrain(settings, show)
-    name = options.name or f"{'plain' if options.plain else 'dqn'}-{options.seed}"
-    options.out.mkdir(parents=True, exist_ok=True)
-    best = min(checkpoints, key=lambda c: c.regret_pct + 0.2 * c.regret_p95_pct)
+    weights, checkpoints = _shown(settings, is_silent=options.json or options.quiet)
+    best = min(checkpoints, key=_score)
     about = {"settings": json.dumps(asdict(settings)), "validation": json.dumps(asdict(best))}
     save_weights(options.out / f"{name}.safetensors", weights, about)
     report = {"settings": asdict(settings), "checkpoints": [asdict(c) for c in checkpoints]}
     (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"wrote {options.out / name}.safetensors and its report {name}.json")
+    written = str(options.out / f"{name}.safetensors")
+    if options.json:
+        sys.stdout.write(json.dumps({"weights": written, "best": asdict(best), **report}) + "\n")
+    else:
+        sys.stdout.write(
+            f"'{written}' written, its report beside it: regret {best.regret_pct:.2f} % mean, "
+            f"{best.regret_p95_pct:.2f} % p95 after {best.turn} turns\n"
+        )
     return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-intune pretrain", description="Remake the tuner's weights from a seed.")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="another seed, other weights (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (default: %(default)s)")
+    parser.add_argument("--name", default=None, help="file name without suffix; default: dqn-SEED or plain-SEED")
+    parser.add_argument("--plain", action="store_true", help="train the rival without the model")
+    turns = TrainSettings().num_turns
+    parser.add_argument("--turns", type=whole_number(1), default=turns, help="turns to learn in (default: %(default)s)")
+    add_output(parser)
+    return parser
+
+
+def _shown(settings: TrainSettings, *, is_silent: bool) -> tuple[Weights, list[Checkpoint]]:
+    """`pretrain` behind a bar on stderr, each checkpoint a line above it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=is_silent) as progress:
+        task = progress.add_task("pretraining", total=settings.num_turns)
+
+        def show(checkpoint: Checkpoint) -> None:
+            if not is_silent:
+                console.print(
+                    f"turn {checkpoint.turn}: regret {checkpoint.regret_pct:.2f} % mean, "
+                    f"{checkpoint.regret_p95_pct:.2f} % p95, error {checkpoint.error:.4f}, {checkpoint.seconds:.0f} s"
+                )
+
+        return pretrain(settings, show, lambda turn: progress.update(task, completed=turn))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 from lightning_intune.column_types import is_list, is_number, is_text, plain
 from lightning_intune.config import DenseFeature, Schema, SparseFeature, check_columns
 from lightning_intune.flow.source import ParquetSource
+from lightning_intune.mistakes import CommandParser, whole_number
 
 
 def infer_schema(
@@ -49,24 +50,43 @@ def infer_schema(
 
 def main(arguments: Sequence[str]) -> int:
     """`lightning-intune schema`: print the files' columns as the YAML that `fit --config` takes under `data`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lightning-intune schema",
         description="Print a first schema for Parquet files, from their footers, as YAML for `fit --config`.",
     )
     parser.add_argument("paths", nargs="+", help="Parquet files, folders, globs or URIs")
     parser.add_argument("--label", action="append", required=True, dest="labels", help="a label's column; repeatable")
     parser.add_argument("--weight", help="the column of sample weights")
-    parser.add_argument("--num-embeddings", type=int, default=100_000, help="rows per table (default: %(default)s)")
+    parser.add_argument(
+        "--num-embeddings", type=whole_number(2), default=100_000, help="rows per table (default: %(default)s)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print one JSON object, which `fit --config` takes too")
+    how.add_argument("--quiet", action="store_true", help="do not say which columns are left out")
     asked = parser.parse_args(arguments)
     source = ParquetSource(asked.paths)
     schema, left = infer_schema(
         source.arrow_schema, labels=asked.labels, weight=asked.weight, num_embeddings=asked.num_embeddings
     )
+    if asked.json:
+        sys.stdout.write(json.dumps({"data": {"schema": as_settings(schema)}}) + "\n")
+        return 0
     paths = ", ".join(asked.paths)
     sys.stdout.write(as_yaml(schema, source.arrow_schema, f"{source.num_rows:,} rows in {paths}"))
-    if left:
+    if left and not asked.quiet:
         sys.stderr.write(f"lightning-intune: no feature can take {', '.join(left)}; they are left out.\n")
     return 0
+
+
+def as_settings(schema: Schema) -> dict[str, Any]:
+    """What `as_yaml` writes, as plain values."""
+    settings: dict[str, Any] = {
+        "dense": [{"name": feature.name} for feature in schema.dense],
+        "sparse": [{"name": feature.name, "num_embeddings": feature.num_embeddings} for feature in schema.sparse],
+        "labels": list(schema.labels),
+        "weight": schema.weight,
+    }
+    return {key: value for key, value in settings.items() if value}
 
 
 def as_yaml(schema: Schema, table: pa.Schema, title: str) -> str:

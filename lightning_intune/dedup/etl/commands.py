@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import psutil
 
 from lightning_intune.dedup.etl.engine import LEAST_LIMIT_BYTES, MIB, parse_bytes
+from lightning_intune.mistakes import CommandParser, add_output, whole_number
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -136,9 +137,9 @@ def synth_main(arguments: Sequence[str]) -> int:
     parser.add_argument("--layout", choices=["rows", "sessions"], default="rows", help="sessions: one row per session")
     parser.add_argument("--order", choices=["session", "time", "shuffled"], default="session")
     parser.add_argument("--events-per-session", type=float, help="mean (default: the OTTO data's distribution, 16.8)")
-    parser.add_argument("--user-features", type=int, default=4, help="ids that rarely change in a session")
-    parser.add_argument("--sequences", type=int, default=2, help="lists of ids that move on")
-    parser.add_argument("--item-features", type=int, default=2, help="ids new in every event")
+    parser.add_argument("--user-features", type=whole_number(0), default=4, help="ids that rarely change in a session")
+    parser.add_argument("--sequences", type=whole_number(0), default=2, help="lists of ids that move on")
+    parser.add_argument("--item-features", type=whole_number(0), default=2, help="ids new in every event")
     parser.add_argument("--change", type=float, default=0.02, help="chance that a user feature changes, per event")
     parser.add_argument("--sequence-change", type=float, default=0.1, help="chance that a list moves on, per event")
     parser.add_argument("--sequence-length", type=float, default=20.0, help="mean ids of a list")
@@ -147,7 +148,7 @@ def synth_main(arguments: Sequence[str]) -> int:
     parser.add_argument("--days", type=int, default=28)
     parser.add_argument("--with-truth", action="store_true", help="add the label's true probability")
     parser.add_argument("--row-group-rows", type=int, default=65_536)
-    _add_output(parser)
+    add_output(parser)
     options = parser.parse_args(arguments)
     from lightning_intune.dedup.etl.synth import SynthSpec, default_features, write_synth
 
@@ -192,20 +193,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser(name: str, what: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"lightning-intune {name}", description=what, formatter_class=_Formatter)
+    return CommandParser(prog=f"lightning-intune {name}", description=what, formatter_class=_Formatter)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--history", type=int, default=0, help="OTTO's format: list the last so many items before each")
     parser.add_argument("--memory-limit", help="like 4GiB (default: half of what is free, up to 4GiB)")
     parser.add_argument("--threads", type=int, default=_num_cpus())
-    _add_output(parser)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    how.add_argument("--quiet", action="store_true", help="print one line and nothing else")
+    add_output(parser)
 
 
 def _num_cpus() -> int:
