@@ -1,7 +1,8 @@
 """Real Trainer runs of a DLRM and a sequence model: samples/s and the share of time that training waits for data.
 
 Ours reads the session layout, so that each session's features are stored, transformed and computed once, and tunes
-itself from width 1. The DataLoader reads rows, as its users store them, at the best of its workers and torch's threads;
+itself from width 1; `ours_fixed` is the same at widths 1/1 that nobody turns, so that `ratio_ours_fixed` is the tuner's
+part. The DataLoader reads rows, as its users store them, at the best of its workers and torch's threads;
 `dataloader_sessions` is the DataLoader given our batches too, so that `ratio_dataloader_sessions` is the engine's part
 alone. All run the same model code over the same batches in the same order, and `auc` is that of each after the same
 number of steps. The top-level figures are the sequence model's; `models` has both.
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +28,7 @@ from benchmarks.train_parts.data import folder_of
 from benchmarks.train_parts.model import MODELS
 
 HEADLINE = "sequence"
-ENGINES = ("ours", "dataloader", "dataloader_sessions")
+ENGINES = ("ours", "ours_fixed", "dataloader", "dataloader_sessions")
 _TIMEOUT_S = 120.0
 
 
@@ -53,6 +56,7 @@ def measure(*, quick: bool, say: Callable[[str], Any]) -> dict[str, Any]:
     times = {"seconds": 2.0, "warm_up_s": 1.0, "auc_steps": 4} if quick else {"seconds": 4.0, "auc_steps": 16}
     rounds = 1 if quick else 3
     failures: dict[str, str] = {}
+    began_s = time.perf_counter()
 
     def once(model: str, engine: str, setting: dict[str, int], **changes: Any) -> dict[str, Any] | None:
         warm_up_s = 8.0 if engine == "ours" else 2.0
@@ -60,19 +64,14 @@ def measure(*, quick: bool, say: Callable[[str], Any]) -> dict[str, Any]:
         found, error = measured("benchmarks.train_parts.child", job, _TIMEOUT_S)
         if found is None:
             failures[f"{model} {engine} {setting}"] = error
-        say(f"{model} {engine} {setting}: " + (f"{found['samples_per_s']:,.0f} samples/s" if found else error))
+        minutes, seconds = divmod(int(time.perf_counter() - began_s), 60)
+        rate = f"{found['samples_per_s']:,.0f} samples/s" if found else error
+        say(f"{minutes:2d}:{seconds:02d} {model} {engine} {setting}: {rate}")
         return found
 
     models: dict[str, Any] = {}
     for model in MODELS:
-        best: dict[str, dict[str, int]] = {}
-        for engine in ENGINES:
-            settings = _settings(engine, quick=quick)
-            rates = [
-                (once(model, engine, setting, seconds=1.5, warm_up_s=1.0, auc_steps=1) or {}).get("samples_per_s", 0.0)
-                for setting in (settings if len(settings) > 1 else [])
-            ]
-            best[engine] = settings[max(range(len(rates)), key=rates.__getitem__)] if rates else settings[0]
+        best = {engine: _best_setting(partial(once, model, engine), engine, quick=quick) for engine in ENGINES}
         found: list[dict[str, dict[str, Any]]] = []
         for number in range(rounds):
             order = ENGINES if number % 2 == 0 else ENGINES[::-1]
@@ -82,12 +81,21 @@ def measure(*, quick: bool, say: Callable[[str], Any]) -> dict[str, Any]:
     return {"runs": rounds, "model": HEADLINE, **models[HEADLINE], "models": models, "failures": failures}
 
 
-def _settings(engine: str, *, quick: bool) -> list[dict[str, int]]:
-    """What is tried: torch's threads, and the DataLoader's workers."""
+def _best_setting(once: Callable[..., dict[str, Any] | None], engine: str, *, quick: bool) -> dict[str, int]:
+    """The best of torch's threads, 1 and 2; then, for a DataLoader, of one and two workers with so many threads."""
     if quick:
-        return [{"threads": 1, "workers": 1}]
-    workers = (0,) if engine == "ours" else (1, 2)
-    return [{"threads": threads, "workers": count} for threads in (1, 2) for count in workers]
+        return {"threads": 1, "workers": 1}
+
+    def rate(setting: dict[str, int]) -> float:
+        found = once(setting, seconds=1.5, warm_up_s=1.0, auc_steps=1)
+        return 0.0 if found is None else float(found["samples_per_s"])
+
+    workers = 1 if "dataloader" in engine else 0
+    rates = {threads: rate({"threads": threads, "workers": workers}) for threads in (1, 2)}
+    threads = max(rates, key=lambda count: rates[count])
+    if workers and rate({"threads": threads, "workers": 2}) > rates[threads]:
+        workers = 2
+    return {"threads": threads, "workers": workers}
 
 
 def _figures(found: list[dict[str, dict[str, Any]]], best: dict[str, dict[str, int]]) -> dict[str, Any]:

@@ -127,14 +127,14 @@ def loader_of(job: dict[str, Any]) -> Iterator[tuple[Any, list[Callback]]]:
     layout = "rows" if job["engine"] == "dataloader" else "sessions"
     make = make_batch(folder / "train", layout)
     order = order_of(len(make.read.places), _NUM_STEPS)
-    if job["engine"] != "ours":
+    if "dataloader" in job["engine"]:
         workers = job["workers"]
         yield DataLoader(MapStyle(make, order), batch_size=None, num_workers=workers, prefetch_factor=2), []
         return
     read = ElasticMapper(IterableSource(order), make.read, 1, name="read", min_workers=1)
     transform = ElasticMapper(read, make.transform, 1, name="transform", min_workers=1)
     with ElasticLoader(ElasticPrefetcher(transform, 2), num_batches=len(order)) as loader:
-        yield loader, [InTuneCallback(log_decisions=False)]
+        yield loader, [InTuneCallback(log_decisions=False)] if job["engine"] == "ours" else []
 
 
 def main() -> None:

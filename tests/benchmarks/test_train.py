@@ -12,6 +12,7 @@ from benchmarks.train_parts import data
 pytest.importorskip("torchrec")
 
 from benchmarks.peers_parts.measured import measured
+from benchmarks.train import ENGINES, _best_setting
 from benchmarks.train_parts.model import MODELS, network
 
 
@@ -56,11 +57,35 @@ def test_ours_and_the_dataloader_learn_the_same(folder: Path) -> None:
     job = {"folder": str(folder), "model": "sequence", "threads": 1, "workers": 1}
     job |= {"auc_steps": 8, "warm_up_s": 0.1, "seconds": 0.5}
     aucs = []
-    for engine in ("ours", "dataloader", "dataloader_sessions"):
+    for engine in ENGINES:
         found, error = measured("benchmarks.train_parts.child", job | {"engine": engine}, 100.0)
         assert error == ""
         assert found is not None
         assert found["samples_per_s"] > 0
         assert 0 <= found["data_wait_share"] < 1
         aucs.append(found["auc"])
-    assert aucs == pytest.approx([aucs[0]] * 3, abs=1e-4)
+    assert aucs == pytest.approx([aucs[0]] * len(ENGINES), abs=1e-4)
+
+
+def _chosen(engine: str, rates: dict[tuple[int, int], float]) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """What was tried, as (threads, workers), and what was taken."""
+    tried: list[tuple[int, int]] = []
+
+    def once(setting: dict[str, int], **_: float) -> dict[str, float] | None:
+        tried.append((setting["threads"], setting["workers"]))
+        rate = rates.get(tried[-1])
+        return None if rate is None else {"samples_per_s": rate}
+
+    return tried, _best_setting(once, engine, quick=False)
+
+
+def test_a_dataloader_gets_a_second_worker_where_that_is_better() -> None:
+    tried, best = _chosen("dataloader_sessions", {(1, 1): 5.0, (2, 1): 3.0, (1, 2): 6.0})
+    assert tried == [(1, 1), (2, 1), (1, 2)]
+    assert best == {"threads": 1, "workers": 2}
+
+
+def test_a_setting_that_fails_is_not_taken() -> None:
+    tried, best = _chosen("ours_fixed", {(2, 0): 4.0})
+    assert tried == [(1, 0), (2, 0)]
+    assert best == {"threads": 2, "workers": 0}
