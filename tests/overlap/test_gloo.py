@@ -1,0 +1,96 @@
+"""Over gloo, a process per rank: training beside DDP, checkpoints, and ranks at fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.overlap.gloo_ranks import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*cases: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.overlap.gloo_ranks", *cases],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """One start of Python for all of the quick ones."""
+    return run("train", "uneven:", "bad id:", "dies:marks", "dies:urgent", "dies:rest")
+
+
+@pytest.mark.timeout(200)
+def test_two_ranks_train_as_if_they_waited_and_resume_from_a_checkpoint_of_both(told: dict[str, Any]) -> None:
+    for rank in ("train/0", "train/1"):
+        out = told[rank]
+        assert out["ours"] == out["waiting"]
+        losses, state = out["ours"]
+        assert out["resumed"] == [losses[5:], state]
+    assert told["train/0"]["keys"] == [
+        "bags.embedding_bags.items.weight",
+        "bags.embedding_bags.tags.weight",
+        "bags.embedding_bags.users.weight",
+        *("dense.first.bias", "dense.first.weight", "dense.last.bias", "dense.last.weight"),
+        "later.embedding_bags.places.weight",
+    ]
+    # 41 rows in blocks of 21: the second rank has one less
+    assert [len(told[f"train/{rank}"]["ours"][1]["bags.items"]) for rank in range(2)] == [21, 20]
+
+
+def check_named(told: dict[str, Any], case: str) -> None:
+    for rank in (0, 2):
+        text, seconds = told[f"{case}/{rank}"]
+        assert text.startswith("RuntimeError: overlap: rank"), (case, text)
+        assert "What is known: rank 1 did not come" in text or "What is known: rank 1 had come, and has" in text, text
+        assert seconds < 60  # of which 6 are the timeout, and the rest a busy machine's
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("stage", ["marks", "urgent", "rest"])
+def test_a_rank_that_dies_is_named_on_every_other(told: dict[str, Any], stage: str) -> None:
+    assert told[f"dies:{stage}/1"] is None
+    check_named(told, f"dies:{stage}")
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_without_more_batches_than_others_ends_all(told: dict[str, Any]) -> None:
+    for rank in range(3):
+        assert "RuntimeError: overlap: rank 1 has no more batches, and others have" in told[f"uneven:/{rank}"][0]
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_whose_batch_fails_says_why_and_the_others_who(told: dict[str, Any]) -> None:
+    assert "IndexError: table 'tags': id 1000000 is outside of its rows 0 to 2" in told["bad id:/1"][0]
+    for rank in (0, 2):
+        assert "RuntimeError: overlap: rank 1 failed before its batch" in told[f"bad id:/{rank}"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["dies", "stalls", "ends", "fails", "is slow"])
+def test_so_it_is_for_every_fault_at_every_stage(kind: str) -> None:
+    told = run(*(f"{kind}:{stage}" for stage in STAGES))
+    for stage in STAGES:
+        if kind == "is slow":
+            assert [told[f"is slow:{stage}/{rank}"][0] for rank in range(3)] == ["4 steps"] * 3
+        else:
+            check_named(told, f"{kind}:{stage}")
+        if kind == "stalls":  # it lives, and is told as well
+            assert "rank 1" in told[f"stalls:{stage}/1"][0]
