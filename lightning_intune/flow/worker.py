@@ -44,8 +44,8 @@ class Worker:
         """Where it is to wait, when it has to."""
         self._cpu_clock: int | None = None
         self._schedstat: Path | None = None
-        # The lane, and the CPU seconds of earlier lanes: one tuple, so that a reader never sees half a change.
-        self._account: tuple[Lane | None, float] = (None, 0.0)
+        # The lane, and CPU and run-delay seconds of earlier ones: one tuple, so that a reader never sees half a change.
+        self._account: tuple[Lane | None, float, float] = (None, 0.0, 0.0)
         self._fn_s = 0.0  # of the lane, as last told
 
     def bind(self) -> None:
@@ -57,17 +57,22 @@ class Worker:
     def cpu_s(self) -> float:
         """CPU seconds of the thread and its lanes. Only valid while the thread lives: the run sees to that."""
         thread_s = time.clock_gettime(self._cpu_clock) if self._cpu_clock is not None else 0.0
-        lane, earlier_s = self._account
+        lane, earlier_s, _ = self._account
         return thread_s + earlier_s + (lane.cpu_s if lane is not None else 0.0)
 
     def run_delay_s(self) -> float:
-        """Seconds the thread was runnable without a core; 0.0 where the kernel does not say (DESIGN, section 3)."""
+        """Seconds the thread or its lane's process was runnable without a core (DESIGN, section 3).
+
+        0.0 where the kernel does not say.
+        """
+        lane, _, earlier_s = self._account
+        lanes_s = earlier_s + (lane.run_delay_s if lane is not None else 0.0)
         if self._schedstat is None:
-            return 0.0
+            return lanes_s
         try:
-            return int(self._schedstat.read_bytes().split()[1]) * _NS
+            return lanes_s + int(self._schedstat.read_bytes().split()[1]) * _NS
         except (OSError, IndexError, ValueError):
-            return 0.0  # no schedstat here (macOS, some kernels): the meter's documented fallback
+            return lanes_s  # no schedstat here (macOS, some kernels): the meter's documented fallback
 
     @property
     def lane(self) -> Lane | None:
@@ -76,10 +81,10 @@ class Worker:
 
     def open_lane(self, pool: LanePool) -> Lane:
         """The worker's lane, opened on first use."""
-        lane, earlier_s = self._account
+        lane, earlier_s, delay_s = self._account
         if lane is None:
             lane = pool.open()
-            self._account = (lane, earlier_s)
+            self._account = (lane, earlier_s, delay_s)
         return lane
 
     def fn_s(self) -> float:
@@ -89,9 +94,9 @@ class Worker:
 
     def drop_lane(self) -> None:
         """End the lane, if there is one; its CPU seconds stay counted."""
-        lane, earlier_s = self._account
+        lane, earlier_s, delay_s = self._account
         if lane is not None:
-            self._account, self._fn_s = (None, earlier_s + lane.cpu_s), 0.0
+            self._account, self._fn_s = (None, earlier_s + lane.cpu_s, delay_s + lane.run_delay_s), 0.0
             lane.close()
 
 

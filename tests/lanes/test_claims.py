@@ -64,6 +64,10 @@ class FakeLane(Lane):
         return self._fn_s
 
     @property
+    def run_delay_s(self) -> float:
+        return 0.0
+
+    @property
     def fn_s(self) -> float:
         return self._fn_s
 

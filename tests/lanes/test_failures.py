@@ -87,6 +87,27 @@ def test_the_cpu_seconds_of_the_function_are_told_and_those_of_the_start_are_not
     assert lane.cpu_s - before_s >= 0.04
 
 
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not count run delay")
+@pytest.mark.parametrize("lane", [functions.burns], indirect=True, ids=["burns"])
+def test_the_time_a_process_is_runnable_without_a_core_is_told(lane: ProcessLane) -> None:
+    one, is_over = {min(os.sched_getaffinity(0))}, threading.Event()
+    os.sched_setaffinity(lane.pid, one)
+
+    def spin() -> None:
+        os.sched_setaffinity(0, one)  # this thread's alone
+        while not is_over.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        lane.run([0.1])
+    finally:
+        is_over.set()
+        thread.join()
+    assert 0.01 < lane.run_delay_s <= lane.fn_s - lane.cpu_s + 0.05
+
+
 # ---- death ----
 
 

@@ -68,7 +68,7 @@ class AutoLane(Lane):
         self._pool, self._fn = pool, fn
         self._process: Lane | None = None
         self._earlier_cpu_s, self._fn_s = 0.0, 0.0
-        self._earlier_fn_s = 0.0
+        self._earlier_fn_s, self._earlier_delay_s = 0.0, 0.0
 
     def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
         processes = self._pool.processes
@@ -98,12 +98,18 @@ class AutoLane(Lane):
         if process is not None:
             self._earlier_cpu_s += process.cpu_s
             self._earlier_fn_s += process.fn_s
+            self._earlier_delay_s += process.run_delay_s
             process.close()
 
     @property
     def cpu_s(self) -> float:
         process = self._process  # what ran here is in the thread's own count
         return self._earlier_cpu_s + (process.cpu_s if process is not None else 0.0)
+
+    @property
+    def run_delay_s(self) -> float:
+        process = self._process  # a thread's own delay is in its own count too
+        return self._earlier_delay_s + (process.run_delay_s if process is not None else 0.0)
 
     @property
     def fn_s(self) -> float:

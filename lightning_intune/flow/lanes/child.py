@@ -78,12 +78,13 @@ def work(sock: socket.socket, parent: int, fn_fd: int, orders: Orders, fn: Calla
 
 def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
     start_s, pid = time.process_time(), os.getpid()  # imports are not the items' cost
+    queue = RunQueue()
     last, fn_s = list[Any](), 0.0
     main_tried = orders.needs_main
     while True:
         message = channel.take()
         if message.kind == AGAIN:  # the parent could not load the chunk in one piece
-            _reply(channel, last, (time.process_time() - start_s, fn_s), each=True)
+            _reply(channel, last, (time.process_time() - start_s, fn_s, queue.run_delay_s()), each=True)
             continue
         assert message.kind == RUN
         items = message.values
@@ -103,10 +104,29 @@ def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
         if os.getpid() != pid:
             os._exit(0)  # the function has forked, and returned here too: the answer is its parent's to give
         fn_s += spent_s
-        _reply(channel, last, (time.process_time() - start_s, fn_s))
+        _reply(channel, last, (time.process_time() - start_s, fn_s, queue.run_delay_s()))
         if len(last) < 2 or not message.whole:
             last = []  # arrays that went one by one need no second sending
         del message, items
+
+
+@final
+class RunQueue:
+    """How long this thread has been runnable without a core since this object was made."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1  # no schedstat here (macOS, some kernels): the meter's documented fallback
+        self._start_s = 0.0
+        self._start_s = self.run_delay_s()
+
+    def run_delay_s(self) -> float:
+        """Seconds; 0.0 where the kernel does not say."""
+        if self._fd < 0:
+            return 0.0
+        return int(os.pread(self._fd, 64, 0).split()[1]) * 1e-9 - self._start_s
 
 
 def _work_off(fn: Callable[[Any], Any], items: list[Any], within_s: float) -> tuple[list[Any], float]:
@@ -143,7 +163,7 @@ def _failed(error: BaseException, text: str) -> Failed:
     return Failed(error)
 
 
-def _reply(channel: Channel, outcomes: list[Any], seconds: tuple[float, float], *, each: bool = False) -> None:
+def _reply(channel: Channel, outcomes: list[Any], seconds: tuple[float, float, float], *, each: bool = False) -> None:
     channel.post(DONE, outcomes, seconds, each=each, instead=_cannot_cross)
 
 

@@ -43,6 +43,11 @@ class Lane(ABC):
 
     @property
     @abstractmethod
+    def run_delay_s(self) -> float:
+        """Seconds the remote place was runnable without a core so far, as reported with its last results."""
+
+    @property
+    @abstractmethod
     def fn_s(self) -> float:
         """Wall seconds the items have taken in the remote place so far, as reported with its last results."""
 

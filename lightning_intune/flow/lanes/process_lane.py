@@ -33,7 +33,7 @@ class ProcessLane(Lane):
         self, process: start.Process, sock: socket.socket, budget: Budget, *, by_value: bool, stage: str
     ) -> None:
         self.pid = process.pid
-        self._stage, self._cpu_s, self._fn_s = stage, 0.0, 0.0
+        self._stage, self._cpu_s, self._fn_s, self._run_delay_s = stage, 0.0, 0.0, 0.0
         self._death = _Death(process, sock)
         self._channel = Channel(sock, budget, by_value=by_value, is_dead=self._death.has_come)
         weakref.finalize(self, self._death.at_once)
@@ -53,10 +53,10 @@ class ProcessLane(Lane):
 
     def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
         try:
-            failures = self._channel.post(RUN, items, (within_s, 0.0))
+            failures = self._channel.post(RUN, items, (within_s, 0.0, 0.0))
             message = self._channel.take()
             while message.kind == AGAIN:
-                failures = self._channel.post(RUN, items, (within_s, 0.0), each=True)
+                failures = self._channel.post(RUN, items, (within_s, 0.0, 0.0), each=True)
                 message = self._channel.take()
             if message.whole and len(message.values) == 1 and isinstance(message.values[0], Unloaded):
                 self._channel.post(AGAIN, [])
@@ -66,12 +66,16 @@ class ProcessLane(Lane):
         except BaseException:
             self.kill()  # the two sides are no longer in step
             raise
-        self._cpu_s, self._fn_s = message.note
+        self._cpu_s, self._fn_s, self._run_delay_s = message.note
         return _outcomes(message, failures)
 
     @property
     def cpu_s(self) -> float:
         return self._cpu_s
+
+    @property
+    def run_delay_s(self) -> float:
+        return self._run_delay_s
 
     @property
     def fn_s(self) -> float:

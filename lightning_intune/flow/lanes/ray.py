@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.lanes.child import call
+from lightning_intune.flow.lanes.child import RunQueue, call
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
 from lightning_intune.flow.lanes.reducers import UnpicklableError, by_value_pickler
 
@@ -31,7 +31,8 @@ class RayLane(Lane):
 
     def __init__(self, actor: Any, *, stage: str, start_timeout_s: float) -> None:
         self._ray: Any = importlib.import_module("ray")
-        self._actor, self._stage, self._cpu_s, self._fn_s = actor, stage, 0.0, 0.0
+        self._actor, self._stage = actor, stage
+        self._cpu_s, self._fn_s, self._run_delay_s = 0.0, 0.0, 0.0
         self._end = weakref.finalize(self, _kill, self._ray, actor)
         try:
             self._get(actor.ready.remote(), timeout=start_timeout_s)
@@ -49,7 +50,7 @@ class RayLane(Lane):
                 packed.append(_pack(item))
             except Exception as error:  # noqa: BLE001 - `__reduce__` is the user's code
                 failures[index] = UnpicklableError(f"{type(item).__name__} cannot be pickled: {error}")
-        replies, self._cpu_s, self._fn_s = self._get(self._actor.run.remote(packed, within_s))
+        replies, self._cpu_s, self._fn_s, self._run_delay_s = self._get(self._actor.run.remote(packed, within_s))
         outcomes = [_unpack(reply) for reply in replies]
         for index, error in sorted(failures.items()):
             if index <= len(outcomes):  # not behind items that were not begun
@@ -59,6 +60,10 @@ class RayLane(Lane):
     @property
     def cpu_s(self) -> float:
         return self._cpu_s
+
+    @property
+    def run_delay_s(self) -> float:
+        return self._run_delay_s
 
     @property
     def fn_s(self) -> float:
@@ -137,18 +142,20 @@ class _Actor:
     def __init__(self, pickled: bytes) -> None:
         self._fn: Callable[[Any], Any] = pickle.loads(pickled)
         self._start_s, self._fn_s = time.process_time(), 0.0
+        self._queue: RunQueue | None = None
 
     def ready(self) -> None:
         """Answered once the function is loaded."""
 
-    def run(self, items: list[_Packed], within_s: float) -> tuple[list[_Packed], float, float]:
+    def run(self, items: list[_Packed], within_s: float) -> tuple[list[_Packed], float, float, float]:
+        self._queue = self._queue or RunQueue()  # of the thread that Ray runs the items in
         replies, began_s = list[_Packed](), time.perf_counter()
         for item in items:
             replies.append(self._reply(item))
             if time.perf_counter() - began_s > within_s:
                 break
         self._fn_s += time.perf_counter() - began_s
-        return replies, time.process_time() - self._start_s, self._fn_s
+        return replies, time.process_time() - self._start_s, self._fn_s, self._queue.run_delay_s()
 
     def _reply(self, item: _Packed) -> _Packed:
         loaded = _unpack(item)

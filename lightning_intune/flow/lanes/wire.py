@@ -30,8 +30,8 @@ _send = ctypes.PyDLL(None).send
 _send.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
 _send.restype = ctypes.c_ssize_t
 _LOOK_EVERY = struct.pack("@ll", 0, 250_000)  # a timeval
-# A message that is one small pickle: flag (which marshal never begins with), kind, whole, and a note of two floats.
-_SHORT, _SHORT_FLAG = struct.Struct("<BB?dd"), 0
+# A message that is one small pickle: flag (which marshal never begins with), kind, whole, and a note of three floats.
+_SHORT, _SHORT_FLAG = struct.Struct("<BB?ddd"), 0
 
 # (pickle stream or None when it is the slot's first buffer, slot or -1, bytes used, offsets, sizes)
 _Part = tuple[bytes | None, int, int, list[int], list[int]]
