@@ -74,11 +74,12 @@ def _world(kind: Kind, window: FlowStats, others: float) -> World:
 
 
 def _errors(world: World, swept: Swept) -> list[float]:
-    """Relative errors on every second point, after fitting GIL share, burstiness, switching and speed on the rest."""
+    """Relative errors on every second point, after fitting GIL share, burstiness, crowding and speed on the rest."""
     widths = np.array(list(swept.rates), dtype=np.float64)
     rates = np.array(list(swept.rates.values()))
     fitted, judged = slice(0, None, 2), slice(1, None, 2)
-    grid = list(product((0.0, 0.3, 0.6, 1.0), (0.0, 0.1, 0.4), (0.0, 0.1, 0.3), (0.8, 1.0, 1.25)))
+    crowds = ((0.0, 0.0), (0.1, 0.0), (0.3, 0.0), (0.0, 0.3), (0.0, 0.7))
+    grid = list(product((0.0, 0.3, 0.6, 1.0), (0.0, 0.1, 0.4), crowds, (0.8, 1.0, 1.25)))
     worlds = [_with(world, *setting) for setting in grid]
     errors = [float(np.median(np.abs(_predict(tried, widths[fitted]) / rates[fitted] - 1.0))) for tried in worlds]
     best = worlds[int(np.argmin(errors))]
@@ -86,9 +87,9 @@ def _errors(world: World, swept: Swept) -> list[float]:
     return list(np.abs(_predict(best, widths[points]) / rates[points] - 1.0))
 
 
-def _with(world: World, gil: float, burst: float, switching: float, slower: float) -> World:
+def _with(world: World, gil: float, burst: float, crowds: tuple[float, float], slower: float) -> World:
     contention = world.contention.copy()
-    contention[:, CONTENTIONS.index("switching")] = switching
+    contention[:, [CONTENTIONS.index("switching"), CONTENTIONS.index("crowding")]] = crowds
     return replace(
         world,
         gil_share=np.full_like(world.cpu_s, gil),

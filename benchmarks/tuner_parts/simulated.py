@@ -19,7 +19,7 @@ from lightning_intune.control.q_policy import MARGIN, QPolicy
 from lightning_intune.control.qnet import HIDDEN, QNet, Weights, shuffled
 from lightning_intune.control.weight_file import load_weights, shipped
 from lightning_intune.control.world import Shift
-from lightning_intune.control.worlds import FULL, HARD, Ranges
+from lightning_intune.control.worlds import CROWDED, FULL, HARD, Ranges
 
 SEED = 202_611
 """Neither training nor validation, nor the tuning of constants, drew these pipelines."""
@@ -54,12 +54,25 @@ def contest(quick: bool) -> dict[str, Any]:
         intervals = {name: paired_interval(rival.regret - outcome.regret) for name, rival in rivals.items()}
         sim["seeds"][stem] = _summary(outcome) | {"advantage_ci": intervals}
     sim["repeated"] = repeated(num, repeats=2 if quick else 8)
+    sim["crowded"] = crowded(num, repeats=1 if quick else 4)
     if not quick:
         sim["larger"] = repeated(2000, repeats=1, seed=SEED + 2)
     return {"sim": sim, "ablations": _ablations(num, quick) | {"none": _summary(ours)}}
 
 
-def repeated(num: int, *, repeats: int, seed: int = SEED) -> dict[str, Any]:
+def crowded(num: int, *, repeats: int) -> dict[str, Any]:
+    """The same contest where threads beyond the CPUs cost more than in `HARD`: every agent, and our seeds repeated."""
+    ours = _run(make_agent("dqn", learn=False, explore=0.0), num, CROWDED)
+    rivals = {name: _run(_rival(name), num, CROWDED) for name in RIVALS}
+    return {
+        **_summary(ours),
+        "baselines": {name: _summary(rival) for name, rival in rivals.items()},
+        "advantage_ci": {name: paired_interval(rival.regret - ours.regret) for name, rival in rivals.items()},
+        "repeated": repeated(num, repeats=repeats, ranges=CROWDED),
+    }
+
+
+def repeated(num: int, *, repeats: int, seed: int = SEED, ranges: Ranges = HARD) -> dict[str, Any]:
     """Our training seeds beside the model alone on `num` pipelines, each run `repeats` times with other noise.
 
     One run's luck with noise is most of what a single contest's interval is made of. A pipeline counts once, by the
@@ -70,7 +83,7 @@ def repeated(num: int, *, repeats: int, seed: int = SEED) -> dict[str, Any]:
     for path in _other_weights():
         agents[path.stem] = lambda path=path: make_agent("dqn", weights=path, learn=False, explore=0.0)
     regrets = {
-        name: np.stack([_run(make(), num, seed=seed, repeat=repeat).regret for repeat in range(repeats)])
+        name: np.stack([_run(make(), num, ranges, seed=seed, repeat=repeat).regret for repeat in range(repeats)])
         for name, make in agents.items()
     }
     found: dict[str, Any] = {"num_pipelines": num, "repeats": repeats}

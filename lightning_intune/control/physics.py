@@ -17,6 +17,9 @@ _CONVOY = 0.008
 _LOCK_QUEUE = 0.3
 """Waiting for the GIL beside that of an open queue: few threads, of which each holds it in turn."""
 
+_THRASH_KNEE = 2.0
+"""Threads beyond the CPUs, over the CPUs, at which half of `thrash` is paid: caches and allocators run over."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +42,18 @@ class Load:
 
 def load_at(world: World, widths: Floats, rate: Floats) -> Load:
     """The cost of a batch at `rate` [B] with `widths` [B, N]. Grows with `rate`, whatever the contention."""
-    bandwidth, switching, disk, smt, coherence, cliff, threads, heat = world.contention.T
+    bandwidth, switching, disk, smt, coherence, cliff, threads, heat, crowding, preemption, thrash = world.contention.T
     x = rate[:, None]
     raw = x[:, 0] * (world.cpu_s.sum(1) + world.trainer_cpu_s) / world.free_cpus
     cpu_part = ratio(world.cpu_s, world.cpu_s + world.latency_s)
-    runnable = (widths * cpu_part).sum(1)
+    crowd = (widths * cpu_part).sum(1) / world.free_cpus
+    over = np.maximum(0.0, crowd - 1.0)
     inflation = (
         1.0
         + bandwidth * np.minimum(raw, 1.0)
-        + switching * np.maximum(0.0, runnable / world.free_cpus - 1.0)
+        + switching * over
+        + crowding * np.log2(np.maximum(1.0, crowd))
+        + thrash * over**3 / (over**3 + _THRASH_KNEE**3)
         + smt * np.clip(2.0 * raw - 1.0, 0.0, 1.0)
         + threads * np.minimum(np.log2(1.0 + widths.sum(1) / world.free_cpus), 4.0)
         + heat * np.minimum(raw, 1.0) ** 3
@@ -58,8 +64,9 @@ def load_at(world: World, widths: Floats, rate: Floats) -> Load:
     # A thread that asks for the GIL makes its holder switch: every contender lengthens the holding a little.
     contenders = (widths * (world.gil_share > 0)).sum(1)
     held_s = (world.gil_share * cpu_s).sum(1) * (1.0 + _CONVOY * np.clip(contenders - 1.0, 0.0, 40.0))
-    gil = x[:, 0] * held_s
     delay = world.burstiness * queue_shape(share, world.free_cpus)
+    # Whoever waits for a core with the GIL in hand keeps all others waiting: crowded CPUs are then not even filled.
+    gil = x[:, 0] * held_s * (1.0 + preemption * delay)
     reading = x[:, 0] * world.latency_s.sum(1)
     io = 1.0 + disk * reading / 8.0 + cliff * np.maximum(0.0, reading / 8.0 - 1.0) ** 2
     run_delay_s = cpu_s * delay[:, None]

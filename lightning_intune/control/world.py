@@ -9,7 +9,9 @@ import numpy as np
 
 from lightning_intune.control.arrays import Bools, Floats, Ints
 
-CONTENTIONS = ("bandwidth", "switching", "disk", "smt", "coherence", "disk_cliff", "threads", "heat")
+CROWDS = ("crowding", "preemption", "thrash")
+"""What more threads than CPUs cost beyond the `switching` between them; `thrash` is never met in training."""
+CONTENTIONS = ("bandwidth", "switching", "disk", "smt", "coherence", "disk_cliff", "threads", "heat", *CROWDS)
 """What stages fight over; `physics` says how each works."""
 TRAINED = ("bandwidth", "switching", "disk")
 ONLY_TRAINED = ("threads", "heat")
@@ -55,7 +57,7 @@ class World:
     noise: Floats
     """Relative standard deviation of one turn's measured rate."""
     contention: Floats
-    """Strength of each of `CONTENTIONS`, [B, 8]."""
+    """Strength of each of `CONTENTIONS`, [B, 11]."""
 
     @property
     def num_pipelines(self) -> int:

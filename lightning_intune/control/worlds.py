@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
 from lightning_intune.control.arrays import Floats
 from lightning_intune.control.oracle import best_widths
-from lightning_intune.control.world import CONTENTIONS, HELD_OUT, ONLY_TRAINED, TRAINED, Shift, World
+from lightning_intune.control.world import CONTENTIONS, CROWDS, HELD_OUT, ONLY_TRAINED, TRAINED, Shift, World
 
 
 @final
@@ -33,7 +33,7 @@ class Ranges:
 TRAINING = Ranges(
     cpus=(1.0, 192.0),
     cost_spread=1.4,
-    contentions=TRAINED + ONLY_TRAINED,
+    contentions=TRAINED + ONLY_TRAINED + CROWDS[:2],
     contention_strength=0.5,
     shift_chance=0.7,
     shift_turns=(3, 15),
@@ -42,6 +42,8 @@ TRAINING = Ranges(
 )
 FULL = Ranges(stages=(2, 10))
 """Milder than training, with pipelines of up to 10 stages."""
+FULL_CROWDED = replace(FULL, contentions=TRAINED + CROWDS[:2])
+"""The same, where threads beyond the CPUs cost more."""
 HARD = Ranges(
     stages=(2, 10),
     cost_spread=1.5,
@@ -51,6 +53,16 @@ HARD = Ranges(
     cpus_factors=(0.25, 0.5, 3.0),
 )
 """Ranges, dynamics and three kinds of contention that training never showed."""
+CROWDED = replace(HARD, contentions=HARD.contentions + CROWDS)
+"""The same, where threads beyond the CPUs cost more, by one more kind of contention that training never showed."""
+
+_CROWD_CHANCE = 0.4
+_CROWD_SCALE = np.array([1.25, 2.0, 4.0])
+"""At a strength of 0.4, CPU per batch at 5 threads per CPU: 2.2 times (`crowding`) and 2.4 times (`thrash`).
+
+Measured on two busy cores, threads per CPU: hashing alone 1.0 times (8) and 1.1 (20); sessions read and made batches
+1.1 (5) and 1.3 (10, 20); numba over arrays of megabytes 1.1 (2), 3.1 (4), 3.3 (8) and 3.7 (20): a cliff.
+"""
 
 
 def draw_worlds(rng: np.random.Generator, num: int, ranges: Ranges, max_stages: int) -> World:
@@ -90,7 +102,7 @@ def draw_worlds(rng: np.random.Generator, num: int, ranges: Ranges, max_stages: 
         noise=_log_uniform(rng, ranges.noise, (num,)),
         contention=strengths,
     )
-    return _with_limits(rng, world)
+    return _with_limits(rng, _crowded(rng, world, ranges))
 
 
 def draw_shifts(rng: np.random.Generator, world: World, ranges: Ranges) -> Shift:
@@ -127,16 +139,36 @@ def _with_limits(rng: np.random.Generator, world: World) -> World:
     return World(**kept)
 
 
+def _crowded(rng: np.random.Generator, world: World, ranges: Ranges) -> World:
+    # Drawn last, and only where asked for: without it pipelines are what they were before there was such a thing.
+    if not any(name in ranges.contentions for name in CROWDS):
+        return world
+    shape = (world.num_pipelines, len(CROWDS))
+    allowed = np.array([name in ranges.contentions for name in CROWDS], dtype=np.float64)
+    strengths = rng.uniform(0.0, ranges.contention_strength, shape) * _some(rng, shape, _CROWD_CHANCE)
+    strengths *= allowed * _CROWD_SCALE
+    # Native code, too, holds the GIL between its calls: little, but with a core to wait for it is long.
+    light = _log_uniform(rng, (0.005, 0.1), world.is_stage.shape) * world.is_stage
+    is_light = (strengths[:, 1] > 0) & (world.gil_share.sum(1) == 0)
+    return replace(
+        world,
+        contention=np.concatenate([world.contention[:, : -len(CROWDS)], strengths], axis=1),
+        gil_share=np.where(is_light[:, None], light, world.gil_share),
+    )
+
+
 def _contention(rng: np.random.Generator, num: int, ranges: Ranges) -> Floats:
-    allowed = np.array([name in ranges.contentions for name in CONTENTIONS], dtype=np.float64)
+    others = CONTENTIONS[: -len(CROWDS)]
+    allowed = np.array([name in ranges.contentions for name in others], dtype=np.float64)
     has_more = any(name in ranges.contentions for name in ONLY_TRAINED)
-    many = len(CONTENTIONS) if has_more else len(CONTENTIONS) - len(ONLY_TRAINED)
-    present = np.zeros((num, len(CONTENTIONS)), dtype=np.bool_)
+    many = len(others) if has_more else len(others) - len(ONLY_TRAINED)
+    present = np.zeros((num, len(others)), dtype=np.bool_)
     strength = np.zeros((num, len(CONTENTIONS)))
     present[:, :many] = rng.random((num, many)) < 0.4
     strength[:, :many] = rng.uniform(0.0, ranges.contention_strength, (num, many))
     scale = np.array([1.0, 0.5, 1.0, 1.0, 0.1, 1.0, 0.4, 1.0])
-    return strength * present * allowed * scale
+    strength[:, : len(others)] *= present * allowed * scale
+    return strength
 
 
 def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float], shape: tuple[int, ...]) -> Floats:

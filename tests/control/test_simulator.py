@@ -12,8 +12,8 @@ from lightning_intune.control import SimulatedPipeline
 from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.oracle import best_widths
 from lightning_intune.control.physics import load_at, memory_bytes, solve_rate
-from lightning_intune.control.world import CONTENTIONS, World
-from lightning_intune.control.worlds import FULL, HARD, Ranges, draw_worlds
+from lightning_intune.control.world import CONTENTIONS, CROWDS, HELD_OUT, World
+from lightning_intune.control.worlds import CROWDED, FULL, HARD, TRAINING, Ranges, draw_worlds
 from lightning_intune.errors import ConfigError
 
 
@@ -44,6 +44,13 @@ def world(cpu_s, *, latency_s=None, cpus=64.0, trainer_s=1e-9, **changes):
         "contention": np.zeros((1, len(CONTENTIONS))),
     }
     return World(**(fields | changes))
+
+
+def contended(pipeline, **strengths):
+    contention = np.zeros((1, len(CONTENTIONS)))
+    for name, strength in strengths.items():
+        contention[0, CONTENTIONS.index(name)] = strength
+    return replace(pipeline, contention=contention)
 
 
 def rate(pipeline, *widths):
@@ -84,17 +91,60 @@ def test_neighbours_take_their_cores():
 
 @pytest.mark.parametrize("kind", range(len(CONTENTIONS)))
 def test_every_contention_costs_something(kind):
-    contention = np.zeros((1, len(CONTENTIONS)))
-    contention[0, kind] = 0.4
-    free = world([0.010, 0.010], latency_s=[0.0, 0.2], cpus=4.0)
-    assert rate(replace(free, contention=contention), 8, 32) < rate(free, 8, 32)
+    light = {"gil_share": np.full((1, 2), 0.1), "burstiness": np.full(1, 0.5)}
+    free = world([0.010, 0.010], latency_s=[0.0, 0.2], cpus=4.0, **light)
+    assert rate(contended(free, **{CONTENTIONS[kind]: 0.4}), 8, 32) < rate(free, 8, 32)
+
+
+def test_crowding_makes_batches_dearer_with_every_doubling_of_the_threads_beyond_the_cpus():
+    # 10 ms on two cores: 200 a second. Eight threads are twice doubled: the CPU per batch is 1 + 0.5 * 2 times as much.
+    crowded = contended(world([0.010], cpus=2.0), crowding=0.5)
+    assert rate(crowded, 2) == pytest.approx(200, rel=1e-3)
+    assert rate(crowded, 8) == pytest.approx(100, rel=1e-3)
+
+
+def test_threads_that_wait_for_a_disk_crowd_nothing():
+    # 1 ms of CPU in 10: twenty threads keep two cores busy, and no more.
+    crowded = contended(world([0.001], latency_s=[0.009], cpus=2.0), crowding=0.5, thrash=2.0)
+    assert rate(crowded, 20) == pytest.approx(2000, rel=1e-3)
+
+
+def test_thrashing_sets_in_late_and_all_at_once():
+    # Half of it is paid at three threads per core: 1 + 2 / 2 times the CPU. At 20 per core nearly all of it.
+    crowded = contended(world([0.010], cpus=2.0), thrash=2.0)
+    assert rate(crowded, 3) > 0.95 * 200
+    assert rate(crowded, 6) == pytest.approx(100, rel=1e-3)
+    assert rate(crowded, 40) == pytest.approx(200 / 3, rel=0.01)
+
+
+def test_a_thread_that_waits_for_a_core_with_the_gil_in_hand_leaves_cores_idle():
+    free = world([0.010, 0.010], cpus=4.0, gil_share=np.full((1, 2), 0.1), burstiness=np.full(1, 0.5))
+    held, widths = contended(free, preemption=1.0), np.array([[16.0, 16.0]])
+    shares = [load_at(each, widths, solve_rate(each, widths)).cpu_share[0] for each in (free, held)]
+    assert shares[1] < shares[0] - 0.05
+
+
+def test_a_crowded_world_holds_the_same_pipelines_as_the_one_without():
+    crowded, calm = (draw_worlds(np.random.default_rng(7), 64, ranges, 10) for ranges in (CROWDED, HARD))
+    first = len(CONTENTIONS) - len(CROWDS)
+    for name in ("cpu_s", "latency_s", "lock_s", "cpus", "others", "noise", "under_metered", "high"):
+        np.testing.assert_array_equal(getattr(crowded, name), getattr(calm, name))
+    np.testing.assert_array_equal(crowded.contention[:, :first], calm.contention[:, :first])
+    assert not calm.contention[:, first:].any()
+    assert (crowded.contention[:, first:] > 0).any(0).all()
+
+
+def test_training_shows_neither_the_held_out_kinds_nor_thrashing():
+    drawn = draw_worlds(np.random.default_rng(8), 256, TRAINING, 6)
+    seen = {name for at, name in enumerate(CONTENTIONS) if bool((drawn.contention[:, at] > 0).any())}
+    assert seen == set(CONTENTIONS) - {*HELD_OUT, "thrash"}
 
 
 @given(seed=st.integers(0, 2**20))
 @settings(max_examples=15)
 def test_the_cost_of_a_batch_never_falls_with_the_rate(seed):
     rng = np.random.default_rng(seed)
-    drawn = draw_worlds(rng, 8, HARD, 10)
+    drawn = draw_worlds(rng, 8, CROWDED, 10)
     widths = np.where(drawn.is_stage, rng.integers(1, 20, drawn.is_stage.shape), 0).astype(float)
     x = solve_rate(drawn, widths)
     slow, fast = load_at(drawn, widths, 0.6 * x), load_at(drawn, widths, 0.99 * x)
@@ -102,7 +152,7 @@ def test_the_cost_of_a_batch_never_falls_with_the_rate(seed):
 
 
 def test_the_oracle_equals_brute_force():
-    ranges = replace(HARD, stages=(2, 3), cpus=(2.0, 4.0))
+    ranges = replace(CROWDED, stages=(2, 3), cpus=(2.0, 4.0))
     drawn = draw_worlds(np.random.default_rng(3), 24, ranges, 3)
     _, found = best_widths(drawn)
     best = np.zeros(24)
