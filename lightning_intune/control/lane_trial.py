@@ -59,6 +59,11 @@ class LaneTrial:
         self._before, self._turns_left = 0.0, 0
         self._threads = 0
 
+    @property
+    def settling(self) -> str | None:
+        """The stage whose processes are starting, if there is one: its turns tell nothing of what it will cost."""
+        return self._on_trial if self._turns_left >= self._settings.num_judge else None
+
     def turn(self, window: FlowStats, knobs: Sequence[Knob], cpus: float) -> dict[str, str]:
         """What was moved after this turn, by stage: "process" or "thread"; mostly nothing.
 

@@ -132,8 +132,9 @@ class Tuner:
             self._budget.tell(demand_of(reading, window))
         choice = self._agent.decide(reading)
         lanes = self._lanes.turn(window, self._knobs, budget.cpus)
-        if lanes:  # what was known of these stages no longer holds
-            moved = np.array([[knob.stage in lanes for knob in self._knobs]])
+        unknown = {*lanes, self._lanes.settling} - {None}
+        if unknown:  # what was known of these stages no longer holds; while processes start, nothing new does
+            moved = np.array([[knob.stage in unknown for knob in self._knobs]])
             self._agent.forget(moved)
             targets = np.array([[float(knob.target()) for knob in self._knobs]])
             choice = replace(choice, widths=np.where(moved, targets, choice.widths))

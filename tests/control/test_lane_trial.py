@@ -101,6 +101,15 @@ def test_a_stage_gets_a_process_for_each_cpu_and_its_threads_back_when_it_return
     assert (stage.lane, stage.width) == ("thread", 8)
 
 
+def test_while_its_processes_start_a_stage_is_settling_and_then_is_judged():
+    stage, trial = Stage(), LaneTrial()
+    seen = []
+    for each in [window(100)] * 3 + [window(10, lane="process")] * 2 + [window(150, lane="process")] * 3:
+        play(trial, stage, [each])
+        seen.append(trial.settling)
+    assert seen == [None, None, "parse", "parse", "parse", None, None, None]
+
+
 def test_a_function_that_cannot_cross_keeps_its_threads():
     stage, trial = Stage(can_cross=False), LaneTrial()
     stage.width = 8
