@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_intune.flow.on_error import skip as skip
     from lightning_intune.flow.pin import Pin as Pin
     from lightning_intune.flow.pin import PinMemory as PinMemory
+    from lightning_intune.flow.quantiles import QuantileSketch as QuantileSketch
+    from lightning_intune.flow.quantiles import fit_boundaries as fit_boundaries
     from lightning_intune.flow.repeat import Repeat as Repeat
     from lightning_intune.flow.row_shuffle import RowShuffle as RowShuffle
     from lightning_intune.flow.shuffle import Shuffle as Shuffle
@@ -49,6 +51,7 @@ __getattr__, __all__ = lazy_names(
         "Pin": "lightning_intune.flow.pin",
         "PinMemory": "lightning_intune.flow.pin",
         "PrefetchToDevice": "lightning_intune.flow.device",
+        "QuantileSketch": "lightning_intune.flow.quantiles",
         "Rebatch": "lightning_intune.flow.batch",
         "Repeat": "lightning_intune.flow.repeat",
         "RowShuffle": "lightning_intune.flow.row_shuffle",
@@ -56,6 +59,7 @@ __getattr__, __all__ = lazy_names(
         "Take": "lightning_intune.flow.take",
         "Unbatch": "lightning_intune.flow.batch",
         "Zip": "lightning_intune.flow.mix",
+        "fit_boundaries": "lightning_intune.flow.quantiles",
         "from_datapipe": "lightning_intune.flow.adapters.datapipe",
         "retry": "lightning_intune.flow.on_error",
         "skip": "lightning_intune.flow.on_error",
