@@ -1,0 +1,113 @@
+"""Transports say what they need, and a shaped link is as slow as it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_intune.errors import ConfigError
+from lightning_intune.overlap import SGD, GlooTransport, Link, Table, make_transport
+from lightning_intune.overlap.parcels import swap
+from lightning_intune.overlap.shard import Shard
+from lightning_intune.overlap.stack import Stack
+from tests.overlap.ranks import Rank, on_ranks
+
+
+@pytest.mark.parametrize("name", ["host_ring", "nccl", "copy_engine"])
+def test_a_transport_that_cannot_run_here_says_what_it_wants_and_none_stands_in(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{name}' cannot run here, for want of: .*a CUDA device: \d"):
+        make_transport(name)
+
+
+def test_an_unknown_name_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="'gloo', 'host_ring', 'nccl', 'copy_engine'"):
+        make_transport("carrier pigeon")
+    assert isinstance(make_transport("gloo", timeout_s=3.0), GlooTransport)
+
+
+def test_a_shaped_link_says_so_and_fills_up_the_time_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = [100.0], []
+    link = Link(delay_s=0.5, bytes_per_s=8.0)
+    transport = GlooTransport(link=link, clock=lambda: now[0], sleep=slept.append)
+    assert "SHAPED to Link(delay_s=0.5, bytes_per_s=8.0)" in transport.describe()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    class Quick:
+        rank, world_size = 0, 2
+
+        def all_to_all(self, sent: torch.Tensor, sizes_out: list[int], sizes_in: list[int]) -> torch.Tensor:
+            now[0] += 0.25
+            return torch.zeros(sum(sizes_in), dtype=sent.dtype)
+
+    transport._channel = Quick()
+    transport.all_to_all(torch.zeros(7), [5, 2], [0, 4])
+    assert slept == [0.5 + 4 * 4 / 8 - 0.25]  # 4 floats come from the other rank, 2 go there; own ones cross no link
+
+
+@pytest.mark.parametrize("settings", [{"delay_s": -1.0}, {"bytes_per_s": 0.0}, {"delay_s": float("nan")}])
+def test_no_link_is_described_by_such_numbers(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="describe no link"):
+        Link(**settings)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=3, max_size=3), min_size=1, max_size=3
+    )
+)
+def test_rows_of_several_stacks_arrive_by_sender_in_their_order(counts: list[list[list[int]]]) -> None:
+    """`counts[stack][from][to]`; a row says its stack, sender, receiver and number."""
+
+    def work(rank: Rank) -> list[list[list[float]]]:
+        rank.transport.open()
+        values = [
+            torch.tensor(
+                [[stack, rank.rank, to, n] for to in range(3) for n in range(table[rank.rank][to])], dtype=torch.int64
+            ).reshape(-1, 4)
+            for stack, table in enumerate(counts)
+        ]
+        counts_in = [[row[rank.rank] for row in table] for table in counts]
+        got = swap(rank.transport, values, [table[rank.rank] for table in counts], counts_in)
+        return [one.tolist() for one in got]
+
+    for rank, got in enumerate(on_ranks(3, work)):
+        assert got == [
+            [[stack, sender, rank, n] for sender in range(3) for n in range(table[sender][rank])]
+            for stack, table in enumerate(counts)
+        ]
+
+
+@given(num_rows=st.lists(st.integers(1, 20), min_size=1, max_size=4), world_size=st.integers(1, 6), data=st.data())
+def test_every_row_has_one_owner_and_one_place(num_rows: list[int], world_size: int, data: st.DataObject) -> None:
+    tables = [
+        Table(name=str(n), num_embeddings=rows, embedding_dim=1, feature_names=("a",))
+        for n, rows in enumerate(num_rows)
+    ]
+    stack = Stack(tables, world_size)
+    found = torch.cat([stack.addresses(n, torch.arange(rows)) for n, rows in enumerate(num_rows)])
+    assert len(found.unique()) == sum(num_rows)
+    for table, rows in enumerate(num_rows):
+        owned = [stack.owned(table, rank) for rank in range(world_size)]
+        assert [one for ids, _ in owned for one in range(rows)[ids]] == list(range(rows))
+        for rank, (ids, places) in enumerate(owned):
+            addresses = stack.addresses(table, torch.arange(rows)[ids])
+            assert (addresses - rank * stack.num_rows).tolist() == list(range(stack.num_rows))[places]
+    wrong = data.draw(st.sampled_from([-1, num_rows[0]]))
+    with pytest.raises(IndexError, match=f"id {wrong} is outside"):
+        stack.addresses(0, torch.tensor([0, wrong]))
+
+
+@given(rows=st.lists(st.integers(0, 5), max_size=30))
+def test_a_row_moves_by_the_sum_of_its_gradients_however_often_it_stands_there(rows: list[int]) -> None:
+    table = Table(name="t", num_embeddings=6, embedding_dim=1, feature_names=("a",))
+    shard = Shard(Stack([table], 1), SGD(lr=1.0), 0, torch.float64)
+    before = shard.weights.clone()
+    shard.update(torch.tensor(rows, dtype=torch.int64), torch.ones(len(rows), 1, dtype=torch.float64), lr=1.0, step=1)
+    moved = [rows.count(row) for row in range(6)]
+    torch.testing.assert_close(before - shard.weights, torch.tensor(moved, dtype=torch.float64).unsqueeze(1))
