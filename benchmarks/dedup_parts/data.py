@@ -18,6 +18,7 @@ from lightning_intune.dedup.etl.synth import SynthFeature, SynthSpec, table
 NUM_IDS = 10_000
 TABLE_ROWS = 10_001
 SEQUENCE_LENGTH = 20.0
+MAX_VALUES = 16
 USER = [f"user{i}" for i in range(32)]
 TEXT = USER[24:]  # stored as words, as logs store categories and queries
 HISTORY = [f"history{i}" for i in range(4)]
@@ -45,14 +46,24 @@ def spec(num_rows: int, session_mean: float) -> SynthSpec:
     )
 
 
-def schema(*, pairs: bool = False) -> Schema:
-    """Every list and item hashed, dense columns as log1p; with `pairs` of every list the pairs of neighbours too."""
-    sparse = [SparseFeature(name=name, num_embeddings=TABLE_ROWS) for name in FEATURES]
-    derived = zip(PAIRS, (*USER, *HISTORY), strict=True)
-    sparse += [
-        SparseFeature(name=name, column=column, num_embeddings=TABLE_ROWS, ngram=2) for name, column in derived if pairs
+def schema(*, hash_only: bool = True) -> Schema:
+    """Every list and item hashed, dense columns as log1p. Else what DLRM pipelines do, to all features alike.
+
+    That is RecD's and TorchArrow's FirstX (the first 16 values of every list), a hash, a clamp and log1p for dense
+    columns, and one derived feature for each list: its pairs of neighbours, hashed.
+    """
+    cut, lists = None if hash_only else MAX_VALUES, (*USER, *HISTORY)
+    sparse = [
+        SparseFeature(name=name, num_embeddings=TABLE_ROWS, max_values=cut if name in lists else None)
+        for name in FEATURES
     ]
-    dense = [DenseFeature(name=f"dense{i}", transform="log1p") for i in range(NUM_DENSE)]
+    if not hash_only:
+        sparse += [
+            SparseFeature(name=name, column=column, num_embeddings=TABLE_ROWS, max_values=cut, ngram=2)
+            for name, column in zip(PAIRS, lists, strict=True)
+        ]
+    clamp = None if hash_only else (0.0, 1e6)
+    dense = [DenseFeature(name=f"dense{i}", transform="log1p", clamp=clamp) for i in range(NUM_DENSE)]
     return Schema(dense=dense, sparse=sparse, labels=["label"])
 
 

@@ -1,8 +1,8 @@
 """From Parquet to batches: CPU seconds per row of the row layout, plain and deduplicated, and of the session layout.
 
-Every side reads the same rows and makes the same features of them: ids and words hashed into their tables' rows, dense
-columns as log1p; and, where `pairs` is set, the pairs of neighbours in each list, hashed likewise. Without such derived
-features decoding Parquet dominates, which no search for repeats in decoded rows can spare.
+Every side reads the same rows and makes the same features of them, with the same functions: those of
+`schema(hash_only=False)`, or with `hash_only` ids and words hashed into their tables' rows and nothing else. There
+decoding Parquet dominates, which no search for repeats in decoded rows can spare.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def cpu_s_per_row(path: Path, to_batch: ToOne, table_rows: int) -> float:
     return (time.thread_time() - began_s) / num_rows
 
 
-def functions(paths: dict[str, Path], *, pairs: bool) -> dict[str, ToOne]:
+def functions(paths: dict[str, Path], *, hash_only: bool) -> dict[str, ToOne]:
     """The three ways to a batch, all of the same features."""
     rows = pq.read_table(paths["clustered"], columns=["session", *FEATURES])
     chosen, own = plan(rows), plan(rows, [name for name in FEATURES if name not in SESSION_LEVEL], None)
     assert not set(ITEM) & set(chosen.features), "an item that is always new is not worth a search"
-    if pairs:
+    if not hash_only:
         chosen, own = with_pairs(chosen), with_pairs(own)
-    wanted = schema(pairs=pairs)
+    wanted = schema(hash_only=hash_only)
     return {
         "plain": ToBatch(wanted),
         "ikjt": ToBatch(wanted, sparse=DedupSparse(wanted.sparse, chosen)),
@@ -50,9 +50,9 @@ def functions(paths: dict[str, Path], *, pairs: bool) -> dict[str, ToOne]:
     }
 
 
-def preprocess(paths: dict[str, Path], session_mean: float, runs: int, *, pairs: bool) -> dict[str, list[float]]:
+def preprocess(paths: dict[str, Path], session_mean: float, runs: int, *, hash_only: bool) -> dict[str, list[float]]:
     """Paired ratios to plain shuffled rows, of `clustered` (plain too), `ikjt` and `sessions`; plain rows a second."""
-    made = functions(paths, pairs=pairs)
+    made = functions(paths, hash_only=hash_only)
     ways = {"plain": "shuffled", "clustered": "clustered", "ikjt": "clustered", "sessions": "sessions"}
     per_table = dict.fromkeys(ways, BATCH_ROWS) | {"sessions": max(1, round(BATCH_ROWS / session_mean))}
     ratios: dict[str, list[float]] = {"clustered": [], "ikjt": [], "sessions": []}
@@ -75,7 +75,7 @@ def cost_where_nothing_repeats(paths: dict[str, Path], runs: int) -> dict[str, l
     The two of a pair follow one another within milliseconds, in turns, so that a busy machine disturbs both. Both ways
     of `ikjt` read the same table, so its share of the whole is smaller still.
     """
-    made, found = functions(paths, pairs=True), {"ikjt": list[float](), "sessions": list[float]()}
+    made, found = functions(paths, hash_only=False), {"ikjt": list[float](), "sessions": list[float]()}
     sources = {name: ParquetSource(str(paths[name]), columns=schema().columns) for name in ("clustered", "sessions")}
     groups = {name: list(source) for name, source in sources.items()}
     read = {name: source.reader(dictionaries=True) for name, source in sources.items()}
@@ -107,7 +107,7 @@ def _timed(function: Callable[..., Any], item: Any) -> tuple[float, Any]:
 
 def batches(paths: dict[str, Path], count: int, batch_rows: int) -> tuple[list[Batch], list[Batch]]:
     """The first batches of the clustered file, plain and deduplicated by the plan."""
-    made = functions(paths, pairs=False)
+    made = functions(paths, hash_only=True)
     table = pq.read_table(paths["clustered"], columns=list(schema().columns))
     slices = [table.slice(begin * batch_rows, batch_rows) for begin in range(count)]
     return [made["plain"](one) for one in slices], [made["ikjt"](one) for one in slices]
