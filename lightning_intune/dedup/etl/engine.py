@@ -55,6 +55,7 @@ def open_engine(limit_bytes: int, scratch: Path, *, threads: int, scratch_bytes:
     }
     with duckdb.connect(config=config) as connection, failures_named(scratch):
         connection.sql("SET TimeZone = 'UTC'")
+        connection.sql("SET enable_progress_bar = false")  # it would write into our --json on stdout
         if scratch_bytes is not None:  # given at connect, DuckDB 2.0.0 shows the limit and does not keep to it
             connection.sql(f"SET max_temp_directory_size = '{max(1, scratch_bytes // MIB)}MiB'")
         yield connection
