@@ -42,8 +42,9 @@ class ModelSettings:
     hidden_reach: float = 1.05
     queue_doubt: float = 0.1
     useful: float = 2.5
-    """Most workers per worker that the CPUs and the trainer could keep busy, and how many more: bursts want some."""
-    useful_more: float = 3.0
+    """Most workers per worker that the CPUs and the trainer could keep busy; bursts want more, as `useful_more` says."""
+    useful_more: tuple[float, float] = (2.0, 0.5)
+    """How many more, and how many per CPU."""
     band: float = 1.3
     """A width between the need and this many times it is left as it is: noise would shake it for nothing."""
 
@@ -247,7 +248,8 @@ class ServiceModel:
         base, _ = self.waits()
         most = np.minimum(self.roofline(reading.cpus), _TRAINER_REACH / np.maximum(self.trainer_s, TINY))
         need = most[:, None] * (self.cpu_s + base)
-        return np.where((self.weight > 0) & (need > 0), np.ceil(settings.useful * need) + settings.useful_more, np.inf)
+        more = settings.useful_more[0] + np.ceil(settings.useful_more[1] * reading.cpus[:, None])
+        return np.where((self.weight > 0) & (need > 0), np.ceil(settings.useful * need) + more, np.inf)
 
     def propose(self, reading: Reading, best_rate: Floats, is_fresh: Bools, trust: Floats) -> Proposal:
         """The least widths for the highest rate the model believes in.
