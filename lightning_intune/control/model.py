@@ -42,7 +42,7 @@ class ModelSettings:
     hidden_reach: float = 1.05
     queue_doubt: float = 0.1
     useful: float = 2.5
-    """Most workers per worker that the CPUs and the trainer could keep busy; bursts want more, as `useful_more` says."""
+    """Most workers per worker that the CPUs and the trainer could keep busy; bursts want more (`useful_more`)."""
     useful_more: tuple[float, float] = (2.0, 0.5)
     """How many more, and how many per CPU."""
     band: float = 1.3
