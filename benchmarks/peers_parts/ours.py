@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 from benchmarks.peers_parts.engines import ENDLESS, Batches, Engine
-from benchmarks.peers_parts.work import Work, as_tensors
+from benchmarks.peers_parts.work import Fused, Work, as_tensors
 from lightning_intune.control import Budget, Tuner, make_agent
 from lightning_intune.control.agent import Agent
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
@@ -26,16 +26,22 @@ class Transformed:
 
 @contextmanager
 def ours(work: Work, setting: str) -> Generator[Batches]:
-    """`setting` is how the widths come about, and where the second stage runs.
+    """`setting` is how the widths come about, and where the work is done.
 
-    Either the agent's name (`dqn/thread`), which tunes both from 1, or the two widths (`4-1/thread`), which stay.
+    Either the agent's name (`dqn/thread`), which tunes all from 1, or the widths (`4-1/thread`), which stay. Threads
+    have a stage per function; processes one stage for both, so that no table crosses from one process to another.
     """
-    how, method = setting.split("/")
+    how, place = setting.split("/")
     is_fixed = how[0].isdigit()
-    widths = tuple(map(int, how.split("-"))) if is_fixed else (1, 1)
-    read = ElasticMapper(IterableSource(range(ENDLESS)), work.read, widths[0], name="read")
-    transform = ElasticMapper(read, Transformed(work), widths[1], method=method, name="transform")  # type: ignore[arg-type]
-    with ElasticLoader(transform) as loader:  # no prefetcher: a stage keeps twice its width ready by itself
+    widths = [int(width) for width in how.split("-")] if is_fixed else [1, 1]
+    source = IterableSource(range(ENDLESS))
+    root: ElasticMapper[dict[str, Any]]
+    if place == "process":
+        root = ElasticMapper(source, Fused(work, tensors=True), widths[0], method=place, name="fused")
+    else:
+        read = ElasticMapper(source, work.read, widths[0], name="read")
+        root = ElasticMapper(read, Transformed(work), widths[1], name="transform")
+    with ElasticLoader(root) as loader:  # no prefetcher: a stage keeps twice its width ready by itself
         yield iter(loader) if is_fixed else Tuned(loader, make_agent(how))  # type: ignore[arg-type]
 
 
@@ -60,17 +66,17 @@ class Tuned(Iterator[dict[str, Any]]):
 
 def setting_of(work_name: str) -> str:
     """Tuned by the shipped agent; the tokeniser holds the GIL, so it runs in processes."""
-    return f"dqn/{_method(work_name)}"
+    return f"dqn/{_place(work_name)}"
 
 
 def fixed_settings(work_name: str) -> tuple[str, ...]:
     """Widths that nobody turns, of which the best takes part beside the tuned ones; the likeliest first."""
-    by_work = {"remote": ("8-1", "4-1", "16-2"), "udf": ("1-2", "1-3", "2-2"), "sessions_layout": ("1-1", "2-1")}
+    by_work = {"remote": ("8-1", "4-1", "16-2"), "udf": ("2", "1", "3"), "sessions_layout": ("1-1", "2-1")}
     widths = by_work.get(work_name, ("2-1", "1-1", "2-2"))
-    return tuple(f"{each}/{_method(work_name)}" for each in widths)
+    return tuple(f"{each}/{_place(work_name)}" for each in widths)
 
 
-def _method(work_name: str) -> str:
+def _place(work_name: str) -> str:
     return "process" if work_name == "udf" else "thread"
 
 
