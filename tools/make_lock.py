@@ -29,7 +29,7 @@ print(*(r for r in m.requires("torchrec") or [] if "extra" not in r), sep="\\n")
 """
 PROOF = (
     "import torch, fbgemm_gpu, torchrec, torchrec.metrics.metric_module, torchdata.nodes, lightning, pyarrow.parquet; "
-    "import numba, duckdb, matplotlib, stable_baselines3"
+    "import numba, duckdb, matplotlib, stable_baselines3, sklearn"
 )
 
 

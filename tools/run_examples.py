@@ -26,6 +26,7 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
     return {
         "existing_dataloader": [[sys.executable, "-m", "examples.existing_dataloader"]],
         "open_bandit": [[sys.executable, "-m", "examples.open_bandit.demo"]],
+        "hammock": [[sys.executable, "-m", "examples.hammock.compare"]],
         "otto_sessions": [[sys.executable, "-m", "examples.otto_sessions.train"]],
         "ddp_sessions": [
             [*CONSOLE, "synth", train, "--rows", "100000", "--row-group-rows", "4000", "--quiet"],

@@ -1,0 +1,1 @@
+"""The network of arXiv 1910.09340 beside gradient boosting, on the same real clicks."""
