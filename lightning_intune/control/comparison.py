@@ -14,11 +14,12 @@ from typing import final
 import numpy as np
 
 from lightning_intune.control.action import HOLD, NUM_JOINT, PROPOSAL, MoveSet
-from lightning_intune.control.agent import Agent
+from lightning_intune.control.agent import Agent, Policy
 from lightning_intune.control.baselines import Model
 from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.observation import observe
-from lightning_intune.control.qnet import Single, Weights, summary
+from lightning_intune.control.q_policy import MARGIN, QPolicy
+from lightning_intune.control.qnet import QNet, Single, Weights, summary, usual_move
 from lightning_intune.control.reward import REWARD_SCALE
 from lightning_intune.control.worlds import TRAINING
 
@@ -29,7 +30,13 @@ class ComparisonSettings:
     """How much is compared, and how it is learnt."""
 
     num_pipelines: int = 3000
-    num_fleets: int = 5
+    num_fleets: int = 4
+    """Played by the model alone."""
+    num_own_fleets: int = 3
+    """Played by what was learnt of those: it gets to other states. Idea: Ross et al. (2011), arXiv 1011.0686.
+
+    Single stages' departures are not learnt yet then, and act as exploration.
+    """
     num_turns: int = 20
     num_updates: int = 3500
     batch_size: int = 1024
@@ -47,14 +54,40 @@ class Compared:
     summaries: Single
     gains: Single
 
+    def with_more(self, other: Compared) -> Compared:
+        """These and `other`'s."""
+        return Compared(
+            summaries=np.concatenate([self.summaries, other.summaries]), gains=np.concatenate([self.gains, other.gains])
+        )
 
-def compare(settings: ComparisonSettings, rng: np.random.Generator, *, plain: bool) -> Compared:
-    """Play the model alone on fresh pipelines, and every joint move beside it; fresh turns are left out."""
+
+def learn_by_comparison(
+    weights: Weights, settings: ComparisonSettings, rng: np.random.Generator, *, plain: bool
+) -> Weights:
+    """`weights` with joint layers learnt in two rounds: where the model alone gets to, then also where they do."""
+    usual = usual_move(len(MoveSet(plain=plain).names))
+    seen = compare(settings, rng, plain=plain, num_fleets=settings.num_fleets)
+    first = learn_joint(weights, seen, settings, rng, usual=usual)
+    if settings.num_own_fleets == 0:
+        return first
+
+    def own() -> Policy:
+        return QPolicy(QNet(first), plain=plain, margin=0.0 if plain else MARGIN)
+
+    seen = seen.with_more(compare(settings, rng, plain=plain, num_fleets=settings.num_own_fleets, policy=own))
+    return learn_joint(weights, seen, settings, rng, usual=usual)
+
+
+def compare(
+    settings: ComparisonSettings, rng: np.random.Generator, *, plain: bool, num_fleets: int,
+    policy: Callable[[], Policy] = Model,
+) -> Compared:  # fmt: skip
+    """Play `policy` on `num_fleets` of fresh pipelines, and every joint move beside it; fresh turns are left out."""
     found: list[tuple[Single, Single]] = []
-    for _ in range(settings.num_fleets):
+    for _ in range(num_fleets):
         fleet, agent, moves = (
             Fleet.draw(settings.num_pipelines, TRAINING, rng),
-            Agent(Model(), rng=rng),
+            Agent(policy(), rng=rng),
             MoveSet(plain=plain),
         )
         for _ in range(settings.num_turns):

@@ -20,18 +20,18 @@ import numpy as np
 from lightning_intune.control.action import NUM_JOINT, PROPOSAL, MoveSet
 from lightning_intune.control.agent import Agent, Choice
 from lightning_intune.control.arrays import Bools, Floats, Ints
-from lightning_intune.control.comparison import ComparisonSettings, compare, learn_joint
+from lightning_intune.control.comparison import ComparisonSettings, learn_by_comparison
 from lightning_intune.control.contest import run_contest
 from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.guard import GuardSettings
 from lightning_intune.control.knowledge import Situation
 from lightning_intune.control.observation import Observation
 from lightning_intune.control.q_policy import MARGIN, QPolicy
-from lightning_intune.control.qnet import QNet, Weights, initial_weights, usual_move
+from lightning_intune.control.qnet import QNet, Weights, initial_weights
 from lightning_intune.control.replay import Replay
 from lightning_intune.control.reward import REWARD_SCALE, RewardSettings, moved_share, reward
 from lightning_intune.control.weight_file import save_weights
-from lightning_intune.control.worlds import FULL, TRAINING
+from lightning_intune.control.worlds import FULL, FULL_CROWDED, TRAINING
 from lightning_intune.errors import ConfigError
 from lightning_intune.mistakes import CommandParser, add_output, whole_number
 
@@ -108,8 +108,7 @@ def pretrain(
     rng = np.random.default_rng([settings.seed, int(settings.plain)])
     moves = MoveSet(plain=settings.plain)
     weights = initial_weights(len(moves.names), rng)
-    compared = compare(settings.comparison, rng, plain=settings.plain)
-    weights = learn_joint(weights, compared, settings.comparison, rng, usual=usual_move(len(moves.names)))
+    weights = learn_by_comparison(weights, settings.comparison, rng, plain=settings.plain)
     # The plain network meets other states than these, and goes on comparing joint moves where it gets to.
     learner = Learner(weights, lr=settings.lr, frozen=("summary",) if settings.plain else ("summary", "joint"))
     fleet = Fleet.draw(settings.num_pipelines, TRAINING, rng)
@@ -154,8 +153,13 @@ def validate(weights: Weights, settings: TrainSettings) -> tuple[float, float]:
     """(mean, 95th percentile) of the regret in percent on the validation pipelines."""
     policy = QPolicy(QNet(weights), plain=settings.plain, margin=MARGIN)
     agent = Agent(policy, rng=np.random.default_rng(0))
-    outcome = run_contest(agent, FULL, num=settings.num_validation, turns=20, seed=VALIDATION_SEED)
-    return 100.0 * float(outcome.regret.mean()), 100.0 * float(np.percentile(outcome.regret, 95))
+    regret = np.concatenate(
+        [
+            run_contest(agent, ranges, num=settings.num_validation // 2, turns=20, seed=VALIDATION_SEED + at).regret
+            for at, ranges in enumerate((FULL, FULL_CROWDED))
+        ]
+    )
+    return 100.0 * float(regret.mean()), 100.0 * float(np.percentile(regret, 95))
 
 
 def _play(
