@@ -92,7 +92,9 @@ class ElasticMapper(ElasticStage[T]):
         plan = Plan(
             name=name,
             fn=map_fn,
-            lanes=_open_lanes(method, map_fn, name=name, context=multiprocessing_context),
+            lanes=_open_lanes(
+                method, map_fn, name=name, context=multiprocessing_context, is_bounded=max_bytes is not None
+            ),
             in_order=in_order,
             snapshot_every=snapshot_frequency,
             prebatch=prebatch,
@@ -174,11 +176,13 @@ class ElasticPrefetcher(ElasticStage[T]):
         return 1, self._target
 
 
-def _open_lanes(method: str, fn: Callable[[Any], Any], *, name: str, context: str | None) -> LanePool | None:
+def _open_lanes(
+    method: str, fn: Callable[[Any], Any], *, name: str, context: str | None, is_bounded: bool
+) -> LanePool | None:
     if method == "thread":
         return None
     if method not in ("process", "ray", "auto"):
         raise ConfigError(f"stage '{name}': method={method!r} is unknown. Use 'thread', 'process', 'ray' or 'auto'.")
     from lightning_intune.flow.lanes import open_pool
 
-    return open_pool(method, fn, name=name, context=context)
+    return open_pool(method, fn, name=name, context=context, is_bounded=is_bounded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import socket
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_intune.flow.lanes import wire
 from lightning_intune.flow.lanes.arena import ALIGN, Budget, Mapping, SlotsIn, SlotsOut, fill, layout
 
 PAGE = 4096
@@ -20,10 +22,10 @@ PAGE = 4096
 class Ends:
     """A sending side joined to a receiving one, in one process."""
 
-    def __init__(self, max_bytes: int = 1 << 30, copy_below_bytes: int = 0) -> None:
+    def __init__(self, max_bytes: int = 1 << 30, copy_below_bytes: int = 0, max_idle_bytes: int | None = None) -> None:
         self.budget = Budget(max_bytes)
         self.into = SlotsIn(self.budget, copy_below_bytes)
-        self.out = SlotsOut(lambda slot, size, fd: self.into.add(slot, size, os.dup(fd)))
+        self.out = SlotsOut(lambda slot, size, fd: self.into.add(slot, size, os.dup(fd)), max_idle_bytes)
 
     def send(self, value: int, num_bytes: int) -> np.ndarray:
         """One message: freed slots go back, a slot is filled, and seen from the other side."""
@@ -134,3 +136,33 @@ def test_what_is_held_keeps_its_content_whatever_comes_after(steps: list[tuple[i
         if drop < len(held):
             held.pop(drop)
         assert all((view == value).all() for value, view in held)
+
+
+def test_of_what_is_free_a_bounded_stage_keeps_little_and_an_unbounded_one_all(ends: Ends) -> None:
+    bounded = Ends(max_idle_bytes=3 * PAGE)  # a slot of a page is two: an eighth more, rounded up
+    for each in (ends, bounded):
+        held = [each.send(n, PAGE) for n in range(10)]
+        before = num_mappings()
+        del held
+        each.send(10, PAGE)  # tells that they are free
+        each.send(11, PAGE)  # and that they are given up
+        gone = 0 if each is ends else 9 * 2  # on both sides: one slot is free, and one in use
+        assert before - num_mappings() == gone
+
+
+def test_a_descriptor_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        sender, receiver = wire.Channel(ours, Budget(1 << 30)), wire.Channel(theirs, Budget(1 << 30))
+        receive, late = socket.recv_fds, iter([True, True])
+
+        def recv_fds(*arguments: object) -> object:
+            if next(late, False):
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return receive(*arguments)
+
+        monkeypatch.setattr(wire.socket, "recv_fds", recv_fds)
+        sender.post(wire.DONE, [np.arange(100_000)])
+        (array,) = receiver.take().values
+        assert array.tolist() == list(range(100_000))
+        assert next(late, None) is None

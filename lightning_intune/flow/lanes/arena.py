@@ -21,6 +21,7 @@ ALIGN = 64  # bytes; Arrow asks for it, SIMD loads like it
 _PAGE = 4096
 _MAX_SLOTS = 8192  # held at once by one pool: every slot is a mapping, and Linux allows 65,530 a process
 _TRIM_EVERY = 512  # messages between two looks at slots nobody needed
+MAX_IDLE_BYTES = 32 << 20  # of a lane's free slots, or a single larger one, where its stage is to bound its bytes
 
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,10 +79,13 @@ class Lease:
 
 @final
 class Budget:
-    """Bytes and slots of shared memory that results may hold at once, over all lanes of a pool. Any thread."""
+    """Bytes and slots of shared memory that results may hold at once, over all lanes of a pool. Any thread.
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    `max_idle_bytes` bounds the free slots of each lane; None keeps what a steady flow uses again.
+    """
+
+    def __init__(self, max_bytes: int, max_idle_bytes: int | None = None) -> None:
+        self.max_bytes, self.max_idle_bytes = max_bytes, max_idle_bytes
         self.released: deque[int] = deque()
         self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._held_bytes = 0
@@ -114,8 +118,9 @@ class Budget:
 class SlotsOut:
     """The sending side: makes slots, fills free ones, makes another when none fits. One thread."""
 
-    def __init__(self, announce: Callable[[int, int, int], None]) -> None:
+    def __init__(self, announce: Callable[[int, int, int], None], max_idle_bytes: int | None = None) -> None:
         self._announce = announce  # (slot, size, descriptor): before the first message that names the slot
+        self._max_idle_bytes = max_idle_bytes
         self._slots: dict[int, Bytes] = {}
         self._free: dict[int, int] = {}  # slot -> size, least recently freed first
         self._next = 0
@@ -137,18 +142,32 @@ class SlotsOut:
             self._free[slot] = self._slots[slot].nbytes
 
     def trim(self) -> list[int]:
-        """Called once a message: now and then, the slots that lay free all the while; they are gone.
+        """Called once a message: slots that are too much; they are gone.
 
-        So a burst's memory goes back to the system, and what a steady flow reuses stays mapped: writing
-        40 MB into mapped pages takes 2 ms, into fresh ones 19-33 (LANES.md).
+        Where free ones are bounded, those beyond: one lane's slots are of no use to another, so without it each keeps
+        as many as it ever had out, several times what its stage may hold. Others where they lay free all the while,
+        now and then: what a steady flow reuses stays mapped, since writing 40 MB into mapped pages takes 2 ms, into fresh
+        ones 19-33 (LANES.md).
         """
         self._num_messages += 1
-        if self._num_messages % _TRIM_EVERY:
-            return []
-        idle = [slot for slot in self._fewest_free or () if slot in self._free]
+        idle = [] if self._max_idle_bytes is None else self._beyond(self._max_idle_bytes)
+        if self._num_messages % _TRIM_EVERY == 0:
+            idle += [slot for slot in self._fewest_free or () if slot in self._free]
         for slot in idle:
-            del self._free[slot], self._slots[slot]
-        self._fewest_free = dict(self._free)
+            self._free.pop(slot, None)
+            self._slots.pop(slot, None)
+        if self._num_messages % _TRIM_EVERY == 0:
+            self._fewest_free = dict(self._free)
+        return idle
+
+    def _beyond(self, max_bytes: int) -> list[int]:
+        idle, num_bytes = list[int](), sum(self._free.values())
+        for slot, size in list(self._free.items())[:-1]:
+            if num_bytes <= max_bytes:
+                break
+            num_bytes -= size
+            idle.append(slot)
+            del self._free[slot]
         return idle
 
     def _make(self, num_bytes: int) -> int:

@@ -24,8 +24,10 @@ class AutoLanePool(LanePool):
 
     kind: str = "thread"
 
-    def __init__(self, fn: Callable[[Any], Any], *, name: str, context: str | None = None) -> None:
-        self._fn, self._name, self._context = fn, name, context
+    def __init__(
+        self, fn: Callable[[Any], Any], *, name: str, context: str | None = None, is_bounded: bool = False
+    ) -> None:
+        self._fn, self._name, self._context, self._is_bounded = fn, name, context, is_bounded
         self._processes: LanePool | None = None
         self._moving = renewed_lock(self, "_moving", threading.Lock)
 
@@ -37,7 +39,9 @@ class AutoLanePool(LanePool):
             if where == "process" and self._processes is None:
                 from lightning_intune.flow.lanes import open_pool
 
-                self._processes = open_pool("process", self._fn, name=self._name, context=self._context)
+                self._processes = open_pool(
+                    "process", self._fn, name=self._name, context=self._context, is_bounded=self._is_bounded
+                )
             self.kind = where
 
     @property
@@ -53,11 +57,11 @@ class AutoLanePool(LanePool):
             self._processes.close()
 
     def __reduce__(self) -> Any:
-        return _remake, (self._fn, self._name, self._context)  # a stage travels (ddp_spawn); its processes stay
+        return _remake, (self._fn, self._name, self._context, self._is_bounded)  # a stage travels (ddp_spawn); its processes stay
 
 
-def _remake(fn: Callable[[Any], Any], name: str, context: str | None) -> AutoLanePool:
-    return AutoLanePool(fn, name=name, context=context)
+def _remake(fn: Callable[[Any], Any], name: str, context: str | None, is_bounded: bool) -> AutoLanePool:
+    return AutoLanePool(fn, name=name, context=context, is_bounded=is_bounded)
 
 
 @final

@@ -46,6 +46,7 @@ class Orders:
     num_bytes: int
     """Size of the function's memfd."""
     max_shared_bytes: int
+    max_idle_bytes: int | None
 
 
 def main(sock_fd: int, parent: int, fn_fd: int, orders_fd: int) -> None:
@@ -58,7 +59,7 @@ def main(sock_fd: int, parent: int, fn_fd: int, orders_fd: int) -> None:
 def work(sock: socket.socket, parent: int, fn_fd: int, orders: Orders, fn: Callable[[Any], Any] | None = None) -> int:
     """The process's life; returns its exit status. `parent` is a pidfd of the process it serves."""
     watch_parent(sock, parent)
-    channel = Channel(sock, Budget(orders.max_shared_bytes), by_value=orders.by_value)
+    channel = Channel(sock, Budget(orders.max_shared_bytes, orders.max_idle_bytes), by_value=orders.by_value)
     try:
         try:
             settle_in(orders)

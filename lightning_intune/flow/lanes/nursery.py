@@ -106,6 +106,7 @@ class Nursery:
             by_value=self._function is not None and self._function.by_value,
             num_bytes=self._function.num_bytes if self._function is not None else 0,
             max_shared_bytes=self._budget.max_bytes,
+            max_idle_bytes=self._budget.max_idle_bytes,
         )
         ours, theirs = start.socket_pair()
         try:

@@ -32,7 +32,8 @@ class ProcessLanePool(LanePool):
     not pickle, and its server stays until the pool is garbage collected). The function is pickled here and
     now: ConfigError if it cannot be. Results are writable and private to whoever holds them; they lie
     in shared memory, up to `max_shared_bytes` held at once (default a quarter of the machine's, at most
-    4 GiB), beyond that in the process's own. Tensors that shared storage come back apart. Linux only.
+    4 GiB), beyond that in the process's own; of what is free again each lane keeps `max_idle_bytes`, or what a steady
+    flow uses. Tensors that shared storage come back apart. Linux only.
     """
 
     kind = "process"
@@ -44,13 +45,15 @@ class ProcessLanePool(LanePool):
         name: str,
         context: str | None = None,
         max_shared_bytes: int | None = None,
+        max_idle_bytes: int | None = None,
         keep_spare: bool = True,
     ) -> None:
         _check(name, context, max_shared_bytes)
         self._remake = partial(
-            ProcessLanePool, fn, name=name, context=context, max_shared_bytes=max_shared_bytes, keep_spare=keep_spare
-        )
-        budget = Budget(_default_shared_bytes() if max_shared_bytes is None else max_shared_bytes)
+            ProcessLanePool, fn, name=name, context=context, max_shared_bytes=max_shared_bytes,
+            max_idle_bytes=max_idle_bytes, keep_spare=keep_spare,
+        )  # fmt: skip
+        budget = Budget(_default_shared_bytes() if max_shared_bytes is None else max_shared_bytes, max_idle_bytes)
         if context == "fork":
             self._nursery = Nursery(name, None, Fork(fn, stage=name), budget, keep_spare=keep_spare)
             weakref.finalize(self, self._nursery.end)

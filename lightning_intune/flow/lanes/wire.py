@@ -77,7 +77,7 @@ class Channel:
         is_dead: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sock, self._fd, self._by_value = sock, sock.fileno(), by_value
-        self._out = SlotsOut(self._announce)
+        self._out = SlotsOut(self._announce, budget.max_idle_bytes)
         self._in = SlotsIn(budget, COPY_BELOW_BYTES)
         self._packet = bytearray(_MAX_PACKET_BYTES)
         self._view = memoryview(self._packet)
@@ -133,10 +133,7 @@ class Channel:
                 return Message(kind, whole, self._load_short(self._view[_SHORT.size : num_bytes], whole), note)
             packet = marshal.loads(self._view[:num_bytes])
             if packet[0] == SLOT:
-                _, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
-                if not fds:
-                    raise PeerGoneError
-                self._in.add(packet[1], packet[2], fds[0])
+                self._in.add(packet[1], packet[2], self._receive_fd())
                 continue
             if packet[0] == ELSEWHERE:
                 packet = marshal.loads(self._in.view(packet[1], packet[2]).data)
@@ -258,6 +255,21 @@ class Channel:
             if num_bytes == 0:
                 raise PeerGoneError
             return num_bytes
+
+    def _receive_fd(self) -> int:
+        """The descriptor that follows an announcement: on a busy machine later than one look takes."""
+        while True:
+            try:
+                _, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
+            except BlockingIOError:
+                if self._is_dead():
+                    raise PeerGoneError from None
+                continue
+            except OSError as error:
+                raise PeerGoneError from error
+            if not fds:
+                raise PeerGoneError
+            return fds[0]
 
     def _load_short(self, stream: memoryview, whole: bool) -> list[Any]:
         try:
