@@ -58,7 +58,7 @@ def step_cpu_s(num_steps: int, folder: Path, *, tunes: bool) -> tuple[float, int
     node: Any = IterableSource(range(num_steps))
     for name in ("read", "transform"):
         node = ElasticMapper(node, _as_tensor, 1, name=name)
-    tuners = [InTuneCallback(turn_interval_s=0.5)] if tunes else []
+    tuners = [InTuneCallback()] if tunes else []
     model = Busy()
     with ElasticLoader(ElasticPrefetcher(node, 2), num_batches=num_steps) as loader:
         pl.Trainer(

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from types import MethodType
 from typing import Any, Literal, final
 
-import torch.distributed as dist
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch import device as Device  # noqa: N812 - a class, whatever torch calls it
 
-from lightning_intune.balance.feed import Feed, ShareToBatch
 from lightning_intune.balance.settings import OFF, Balance
-from lightning_intune.balance.units import Units
 from lightning_intune.config import Schema
 from lightning_intune.dedup.jagged import Batch
-from lightning_intune.dedup.plan import DedupPlan
-from lightning_intune.dedup.transform import DedupSparse
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.agree import EqualSteps
-from lightning_intune.flow.batch import Rebatch
-from lightning_intune.flow.communicator import GlooCommunicator
-from lightning_intune.flow.elastic import ElasticMapper, ElasticPrefetcher
 from lightning_intune.flow.loader import ElasticLoader
-from lightning_intune.flow.node import Node
-from lightning_intune.flow.on_error import RAISE, OnError, checked_policy
-from lightning_intune.flow.row_shuffle import RowShuffle
-from lightning_intune.flow.source import ParquetSource
-from lightning_intune.flow.transform import ToBatch
+from lightning_intune.flow.on_error import OnError
 from lightning_intune.meters import FlowStats
+from lightning_intune.pipeline import Paths, Pipeline, Place
+from lightning_intune.progress import follow
 from lightning_intune.report import findings, table
 
-Paths = str | list[str]
-
-_STAGES = ("read", "transform", "prefetch")
-_WINDOW_BATCHES = 4
 _OTHER_TRAINER = (
     "InTuneDataModule: this Trainer is pytorch_lightning's, which takes only its own classes for DataModules. Import "
     "Trainer and LightningModule from lightning.pytorch (the same code), or pass loaders: "
@@ -80,6 +66,9 @@ class InTuneDataModule(LightningDataModule):
             not known beforehand.
         balance: Training batches of equal cost, on one rank and over several; `batch_size` counts its units. See
             `lightning_intune.balance.Balance`.
+        pin_memory: Whether batches are put into page-locked memory and copied to the device ahead of the step, on a
+            CUDA stream of their own, by a stage `to_device` at the end. `auto`: on a CUDA device. On a CPU `true` lets
+            them pass: a checkpoint made in mid-epoch fits where this stage is or is not the same.
 
     Raises ConfigError at construction for settings that make no sense, and in `setup`, before any
     worker starts, for data that does not fit them.
@@ -108,29 +97,29 @@ class InTuneDataModule(LightningDataModule):
         dedup: list[list[str]] | None = None,
         on_error: dict[str, OnError] | None = None,
         balance: Balance = OFF,
+        pin_memory: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        self.schema, self.batch_size, self.shuffle, self.seed = schema, batch_size, shuffle, seed
         self.paths: dict[str, Paths | None] = {"train": train, "val": val, "test": test, "predict": predict}
-        self._drop_last, self._max_workers, self._method = drop_last, max_workers, method
-        self._mix_row_groups = mix_row_groups
-        self._max_prefetch_bytes, self._filesystem = max_prefetch_bytes, filesystem
-        self._filters = _as_tuples(filters)
-        self._on_error = _checked_policies(on_error or {})
-        # A group that names no feature shows here, not after the data is found.
-        self._dedup, self._balance = dedup, balance
-        self._sparse = None if dedup is None else DedupSparse(schema.sparse, DedupPlan.of(*dedup))
-        self.widths = {"read": 1, "transform": 1, "prefetch": 2} | _checked_widths(widths or {}, max_workers)
-        balance.check(schema)
-        if balance.is_on and self._on_error.get("transform", RAISE).skip:
-            raise ConfigError(
-                "InTuneDataModule: on_error may not skip batches of 'transform' with balance=: ranks would no longer "
-                "take the same steps. Retry there, or skip in 'read'."
-            )
-        if batch_size < 1:
-            raise ConfigError(f"InTuneDataModule: batch_size={batch_size} makes no batch. Set it to 1 or more.")
-        if mix_row_groups < 1:
-            raise ConfigError(f"InTuneDataModule: mix_row_groups={mix_row_groups} holds no rows. Set it to 1 or more.")
+        self._pipeline = Pipeline(
+            schema=schema,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            mix_row_groups=mix_row_groups,
+            drop_last=drop_last,
+            widths=widths or {},
+            max_workers=max_workers,
+            method=method,
+            max_prefetch_bytes=max_prefetch_bytes,
+            filesystem=filesystem,
+            filters=filters,
+            dedup=dedup,
+            on_error=on_error or {},
+            balance=balance,
+            pin_memory=pin_memory,
+        )
+        self.schema, self.shuffle, self.seed, self.widths = schema, shuffle, seed, dict(self._pipeline.widths)
         if all(paths is None for paths in self.paths.values()):
             raise ConfigError("InTuneDataModule: it has no data. Name Parquet files or folders in train, val or test.")
         self.loaders: dict[str, ElasticLoader[Batch]] = {}
@@ -179,93 +168,33 @@ class InTuneDataModule(LightningDataModule):
                 self._made[split] = self.loaders[split].stats()
 
     def _loader(self, paths: Paths, *, is_train: bool) -> ElasticLoader[Batch]:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        shuffle = is_train and self.shuffle
-        settings = self._balance if is_train else self._balance.unbalanced
-        units = Units(settings, self.schema, self._dedup, paths, self._filesystem) if settings.is_on else None
-        source = ParquetSource(
-            paths,
-            columns=self.schema.columns if units is None else units.columns,
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            filesystem=self._filesystem,
-            filters=self._filters,
+        known = replace(self._pipeline, schema=self.schema, shuffle=self.shuffle, seed=self.seed, widths=self.widths)
+        if self.trainer is None:
+            return known.loader(paths, Place(is_train=is_train))
+        place = Place(
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            is_train=is_train,
+            device=self.trainer.strategy.root_device,
+            takes_over=self._takes_over,
         )
-        (self.schema if units is None else units).validate(source.arrow_schema)
-        num_batches = self._num_batches(source, are_rows=units is None or units.are_rows)
-        if world_size > 1:
-            _check_group()
-        # What a filter lets through, or fails, shows in reading only.
-        is_known = self._filters is None and not any(policy.skip for policy in self._on_error.values())
-        if units is not None:
-            return self._balanced(source, units, settings, is_known=is_known and units.are_rows, shuffle=shuffle)
-        known = num_batches if is_known else None
-        reader = source.reader(dictionaries=True, shuffle_rows=shuffle and self._sparse is None)
-        node = self._cut(self._stage(source, reader, "read", "thread"), drop_last=self._drop_last, shuffle=shuffle)
-        node = self._stage(node, ToBatch(self.schema, sparse=self._sparse), "transform", self._method)
-        node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
-        if world_size > 1:
-            num_items = None if known is None else [known] * world_size
-            node = _equal_steps(node, "drop" if self._drop_last else "pad", num_items)
-        return ElasticLoader(node, batch_size=self.batch_size, num_batches=known)
+        return known.loader(paths, place)
 
-    def _balanced(
-        self, source: ParquetSource, units: Units, settings: Balance, *, is_known: bool, shuffle: bool
-    ) -> ElasticLoader[Batch]:
-        """The graph whose batches are made of units that were dealt out by cost."""
-        world_size, num_rows = source.world_size, source.num_rows
-        by_rank = [num_rows // world_size + (rank < num_rows % world_size) for rank in range(world_size)]
-        read = self._stage(source, units.reader(source, shuffle=shuffle), "read", "thread")
-        feed = Feed(
-            settings=settings, batch_size=self.batch_size, drop_last=self._drop_last, takes_over=self._takes_over
-        )
-        node, length = feed.node(
-            self._cut(read, drop_last=False, shuffle=shuffle),
-            source,
-            units.measure(),
-            world_size=world_size,
-            num_rows=by_rank if is_known else None,
-        )
-        node = self._stage(node, ShareToBatch(units.to_batch()), "transform", self._method)
-        node = ElasticPrefetcher(node, self.widths["prefetch"], max_bytes=self._max_prefetch_bytes)
-        return ElasticLoader(node, batch_size=self.batch_size, num_batches=length)
+    @property
+    def batch_size(self) -> int:
+        """Rows per batch and rank. Set to another number (as Lightning's Tuner does), loaders are made anew."""
+        return self._pipeline.batch_size
 
-    def _cut(self, tables: Node[Any], *, drop_last: bool, shuffle: bool) -> Node[Any]:
-        """Tables of `batch_size` rows, mixed from several row groups where they are shuffled."""
-        if shuffle and self._mix_row_groups > 1:
-            num_tables = self._mix_row_groups
-            return RowShuffle(tables, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
-        return Rebatch(tables, self.batch_size, drop_last=drop_last)
-
-    def _num_batches(self, source: ParquetSource, *, are_rows: bool) -> int:
-        """Batches of an epoch before any filter. ConfigError where a rank has none."""
-        size = self.batch_size
-        num_batches = source.min_rank_rows // size if self._drop_last else -(-source.max_rank_rows // size)
-        if (are_rows and num_batches == 0) or source.min_rank_rows == 0:
-            raise ConfigError(
-                f"InTuneDataModule: {source.num_rows} rows over {source.world_size} ranks do not fill one batch of "
-                f"{size} each. Lower batch_size, or use fewer ranks."
-            )
-        return num_batches
-
-    def _stage(self, source: Node[Any], function: Any, name: str, method: Any) -> ElasticMapper[Any]:
-        width = self.widths[name]
-        return ElasticMapper(
-            source,
-            function,
-            width,
-            method=method,
-            name=name,
-            min_workers=1,
-            max_workers=self._max_workers,
-            on_error=self._on_error.get(name, RAISE),
-        )
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        if batch_size != self._pipeline.batch_size:
+            self._pipeline = replace(self._pipeline, batch_size=batch_size)
+            self._shutdown()
+            self.loaders.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """On how many ranks batches were balanced; where each stood is in the loader's state."""
-        if not self._balance.is_on or self.trainer is None:
+        if not self._pipeline.balance.is_on or self.trainer is None:
             return {}
         return {"ranks": self.trainer.world_size, "took_over": self._takes_over}
 
@@ -273,7 +202,7 @@ class InTuneDataModule(LightningDataModule):
         """Get ready to read on in the shards of other ranks than there are now, before the loader is asked for."""
         ranks = 1 if self.trainer is None else self.trainer.world_size
         is_others = state_dict.get("took_over", False) or state_dict.get("ranks", ranks) not in (1, ranks)
-        takes_over = self._balance.is_on and is_others
+        takes_over = self._pipeline.balance.is_on and is_others
         if takes_over == self._takes_over:
             return
         self._takes_over = takes_over
@@ -339,94 +268,5 @@ class InTuneDataModule(LightningDataModule):
             loader.shutdown()
 
 
-def follow(loader: ElasticLoader[Any], trainer: Trainer) -> None:
-    """Let a training loader's state be that of the last batch trained on, and its epochs one where they overfit."""
-    loader.follow(TrainerProgress(trainer))
-    loader.only_epoch = 0 if getattr(trainer, "overfit_batches", 0) > 0 else None
-    # Resuming behind an epoch's end, Lightning 2.6 loads no state and tells the epoch only after it has called `iter`.
-    epochs: Any = trainer.fit_loop.epoch_progress  # its counters are declared less than they are
-    loader.set_epoch(epochs.current.processed)
-
-
-@final
-class TrainerProgress:
-    """How far a Trainer's `fit` has come in its epoch: what a checkpoint's loader position is made from.
-
-    Lightning counts a batch as `ready` when it begins, as `processed` before `on_train_batch_end`, and goes on behind
-    the processed ones after a restart. Its fetcher takes one batch ahead where there is no `len`.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._fit = trainer, trainer.fit_loop
-        self._batches: Any = self._fit.epoch_loop.batch_progress  # its counters are declared less than they are
-        self._epochs: Any = self._fit.epoch_progress
-
-    def num_fetched(self) -> int:
-        fetcher = self._fit._data_fetcher  # pyright: ignore[reportPrivateUsage] - nothing public counts it
-        return 0 if fetcher is None else fetcher.fetched
-
-    def num_trained(self) -> int:
-        return self._batches.current.processed
-
-    def next_epoch(self) -> int | None:
-        batches = self._batches.current
-        is_last = self._batches.is_last_batch or batches.ready == self._trainer.num_training_batches
-        if not is_last or batches.ready == 0 or batches.processed < batches.ready:
-            return None
-        return self._epochs.current.started
-
-
-def _check_group() -> None:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise ConfigError(
-            "InTuneDataModule: the Trainer has several ranks, and torch.distributed is not initialized, so they cannot "
-            "agree on their steps. Use a strategy that does that, as ddp or fsdp do."
-        )
-
-
-def _equal_steps(node: Node[Batch], mode: Literal["drop", "pad"], num_items: list[int] | None) -> EqualSteps[Batch]:
-    """`node` with as many steps on every rank: last in the graph, where the ranks take their batches in step.
-
-    The group is made here, where Lightning has brought every rank to the same place.
-    """
-    ranks = GlooCommunicator()
-    ranks.open()
-    return EqualSteps(node, mode=mode, window=_WINDOW_BATCHES, num_items=num_items, communicator=ranks)
-
-
-def _as_tuples(filters: Any) -> Any:
-    """YAML has no tuples, and pyarrow wants a condition (column, operator, value) to be one."""
-    if not isinstance(filters, list):
-        return filters
-    is_condition = len(filters) == 3 and isinstance(filters[1], str)  # pyright: ignore[reportUnknownArgumentType]
-    return tuple(filters) if is_condition else [_as_tuples(member) for member in filters]
-
-
 def _splits() -> tuple[str, ...]:
     return ("train", "val", "test", "predict")
-
-
-def _checked_policies(policies: dict[str, OnError]) -> dict[str, OnError]:
-    for name in policies:
-        if name not in _STAGES[:2]:
-            raise ConfigError(
-                f"InTuneDataModule: on_error names the stage '{name}'; those with a function are "
-                f"{', '.join(_STAGES[:2])}. Use those names."
-            )
-    return {name: checked_policy(f"InTuneDataModule: stage '{name}'", policy) for name, policy in policies.items()}
-
-
-def _checked_widths(widths: dict[str, int], max_workers: int) -> dict[str, int]:
-    if max_workers < 1:
-        raise ConfigError(f"InTuneDataModule: max_workers={max_workers} leaves no worker. Set it to 1 or more.")
-    for name, width in widths.items():
-        if name not in _STAGES:
-            raise ConfigError(
-                f"InTuneDataModule: widths names the stage '{name}'; there are {', '.join(_STAGES)}. Use those names."
-            )
-        if not 1 <= width <= max_workers:
-            raise ConfigError(
-                f"InTuneDataModule: widths gives '{name}' {width} workers, outside [1, max_workers={max_workers}]. "
-                "Set a width within that."
-            )
-    return widths

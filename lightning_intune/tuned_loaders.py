@@ -48,7 +48,8 @@ class TunedLoaders(Mapping[str, TunedLoader]):
     def watch(self, split: str, loaders: Any) -> list[str | None]:
         """Make a tuner for each elastic loader among `loaders` that has none yet.
 
-        Names in the order of the loaders, None for one that is not elastic. `split` is "" for training's.
+        One that takes the place of another (`reload_dataloaders_every_n_epochs`) gets what was learnt with that, whose
+        workers end. Names in the order of the loaders, None for one that is not elastic. `split` is "" for training's.
         """
         names: list[str | None] = []
         for name, loader in _leaves(split, loaders):
@@ -57,17 +58,21 @@ class TunedLoaders(Mapping[str, TunedLoader]):
                 continue
             names.append(name)
             known = self._tuned.get(name)
-            if known is None or known.loader is not loader:
-                self._tuned[name] = self._new(name, loader)
+            if known is None:
+                self._tuned[name] = self._new(name, loader, self._states.get(name))
+            elif known.loader is not loader:
+                known.loader.shutdown()
+                self._tuned[name] = self._new(name, loader, known.tuner.state_dict())
         return names
 
     @property
     def widths(self) -> dict[str, int]:
-        """The best widths found."""
+        """The best widths found, of the stages that have a choice: a copy to the device has one worker or none."""
         return {
-            f"{name}/{stage}" if name else stage: width
+            f"{name}/{knob.stage}" if name else knob.stage: tuned.tuner.widths[knob.stage]
             for name, tuned in self._tuned.items()
-            for stage, width in tuned.tuner.widths.items()
+            for knob in tuned.loader.knobs
+            if knob.bounds.low < knob.bounds.high
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,14 +87,14 @@ class TunedLoaders(Mapping[str, TunedLoader]):
         # A copy (ddp_spawn, notebooks) tunes other loaders; what was learnt goes along.
         return {**self.__dict__, "_tuned": {}, "_budgets": None, "_states": self.state_dict()}
 
-    def _new(self, name: str, loader: ElasticLoader[Any]) -> TunedLoader:
+    def _new(self, name: str, loader: ElasticLoader[Any], state: dict[str, Any] | None) -> TunedLoader:
         if self._budgets is None:
             self._budgets = LoaderBudgets(among_ranks(self._settings.budget))
         budget = self._budgets.part(name)
         tuned = TunedLoader(loader, self._settings, budget=budget, warm_start=self._starts(name, loader))
-        if name in self._states:
+        if state is not None:
             try:
-                tuned.tuner.load_state_dict(self._states[name])
+                tuned.tuner.load_state_dict(state)
             except (KeyError, ValueError, TypeError) as error:
                 _log.warning(
                     "InTuneCallback: the checkpoint's tuner state does not fit (%s); tuning starts anew", error

@@ -100,11 +100,12 @@ class KeyedJagged:
 
 
 @final
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Batch:
     """B samples, ready for a model. Lightning, `pytree` and `pickle` take it as it is.
 
-    Frozen as to its fields; the tensors are its owner's.
+    Treat it as frozen, and make others with `dataclasses.replace`; it is not only because Lightning, whose plugins for
+    `bf16-true` and the like convert a copy's tensors in place, refuses frozen dataclasses. The tensors are its owner's.
     """
 
     dense: Tensor

@@ -175,7 +175,10 @@ class ElasticLoader(Generic[T]):
             return self._loaded
         if self._epoch < 0:
             self._begin()
-        return {"version": _VERSION, "graph": _fingerprint(self.root), **self._to_resume()}
+        return self._as_state(self._to_resume())
+
+    def _as_state(self, position: State) -> State:
+        return {"version": _VERSION, "graph": _fingerprint(self.root), **position}
 
     def follow(self, progress: Progress) -> None:
         """Let `state_dict` tell the position behind the last batch *trained on*: trainers take batches ahead.
@@ -256,6 +259,12 @@ class ElasticLoader(Generic[T]):
 
     def shutdown(self) -> None:
         """End every worker of the graph and wait for them. A new `iter` starts anew."""
+        if self._untouched:  # nothing was taken of that pass: the next begins where it stood
+            self._untouched = False
+            if self._resumed:
+                self._loaded = self._loaded or self._as_state(self._standing())
+            elif self._asked_epoch is None:
+                self._asked_epoch = self._epoch
         shut_down(self.root)
 
     def __enter__(self) -> Self:

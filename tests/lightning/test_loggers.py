@@ -27,6 +27,7 @@ class WandbRun:
 
     def __init__(self) -> None:
         self.scalars: Scalars = {}
+        self.id = "run1"
         self.config = SimpleNamespace(update=lambda *_, **__: None)
         self.step = 0
 
@@ -127,7 +128,7 @@ def test_our_scalars_stand_at_the_steps_of_lightnings_own(
     logger = WandbLogger(save_dir=tmp_path, experiment=wandb_run)
     data = InTuneDataModule(schema, str(clicks), val=str(clicks), batch_size=50)
     options: Any = {"max_epochs": 2, "log_every_n_steps": 1, "val_check_interval": interval, "logger": logger}
-    tuner = InTuneCallback(turn_interval_s=1e-6)  # a turn at every batch, validation's last one included
+    tuner = InTuneCallback(agent="hill", turn_interval_s=1e-6)  # a turn at every batch, validation's last one included
     trainer(tmp_path, callbacks=[tuner], **options).fit(Validated(), data)
     steps = {name: {at for key, at in wandb_run.scalars if key == name} for name, _ in wandb_run.scalars}
     assert steps["intune/val/samples_per_s"] == steps["val_loss"]
