@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tools.draw_flows import PICTURE, draw, read
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -115,6 +118,25 @@ def test_every_make_target_that_is_named_exists() -> None:
         named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), flags=re.MULTILINE))
         assert named
         assert named <= targets
+
+
+def test_the_picture_of_the_two_flows_is_what_the_code_says() -> None:
+    made = draw(read())
+    assert PICTURE.read_text() == made, "run: python tools/draw_flows.py"
+
+
+def test_the_picture_shows_what_is_there_and_nothing_else() -> None:
+    flows = read()
+    assert {"flow", "dedup", "balance"} <= set(flows.data)
+    assert flows.decisions == ["control"]
+    assert {("flow", "meters"), ("control", "meters"), ("flow", "knobs"), ("control", "knobs")} <= flows.imports
+    assert not {("flow", "control"), ("control", "flow")} & flows.imports
+    assert {"ParquetSource", "Filter", "EqualSteps"} <= set(flows.nodes)
+    assert flows.stages == ["read", "transform", "prefetch"]
+    bare = draw(replace(flows, imports=set()))  # code that does not meet has no arrows but those between its stages
+    assert bare.count("marker-end") == len(flows.stages) + 1
+    assert draw(flows).count("marker-end") == bare.count("marker-end") + 6
+    assert "planted" in draw(replace(flows, meters=[*flows.meters, "planted"]))
 
 
 @pytest.mark.parametrize("package", ["flow", "dedup", "balance", "control"])
