@@ -12,6 +12,7 @@ from typing import Any, final
 
 from lightning_intune.flow.gate import Bench
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
+from lightning_intune.flow.native_threads import use_one
 
 IDLE, BUSY, STARVED, BLOCKED = "idle", "busy", "starved", "blocked"
 
@@ -49,7 +50,8 @@ class Worker:
         self._fn_s = 0.0  # of the lane, as last told
 
     def bind(self) -> None:
-        """Called first thing by the worker's own thread: finds its clocks."""
+        """Called first thing by the worker's own thread: finds its clocks, and keeps native pools to one thread."""
+        use_one()
         if _HAS_THREAD_CLOCKS:
             self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
