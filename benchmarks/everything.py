@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,7 @@ def ran(name: str, folder: Path, *, quick: bool) -> bool:
     others = psutil.cpu_percent(interval=2.0) / 100
     command = [sys.executable, *command_of(name).split()[1:], *(["--quick"] if quick else [])]
     print(f"== {name}: {' '.join(command[1:])} (others use {others:.0%} of the machine)", flush=True)
+    began_s = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:  # no pipe: what a peer leaves behind would hold it open
         try:
             code = subprocess.run(command, cwd=ROOT, stdout=out, check=False, timeout=_TIMEOUT_S).returncode
@@ -53,6 +55,7 @@ def ran(name: str, folder: Path, *, quick: bool) -> bool:
         lines = out.read().strip().splitlines()
     if code != 0 or not lines:
         return False
+    print(f"== {name}: {(time.perf_counter() - began_s) / 60:.1f} minutes", flush=True)
     figures = json.loads(lines[-1])
     figures["machine"]["used_by_others"] = round(others, 3)
     (folder / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -8,7 +8,7 @@ seconds per row of a plain loop. Peers come with the extra `[bench]`; one that i
 
 `ours_fixed` is ours at the best of a few fixed widths, which parts what the engine does from what the tuner does:
 `ratio_..._fixed` are its ratios, `share_of_fixed` is tuned over fixed. The target figures are the tuned one's. Peers
-that the sweep found below 0.75 of the best one take part in two rounds, all others in all.
+that the sweep found below 0.85 of the best one take part in two rounds, the plain loop in three, all others in all.
 
 In `sessions` the peers read rows and ours the session layout, which holds the same batches; the peers then run on the
 session layout too, so that `layout_gain` and `engine_gain` part what the headline is made of. LitData has no part: it

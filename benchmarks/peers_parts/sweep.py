@@ -12,12 +12,13 @@ _WORSE, _BETTER = 0.8, 1.15
 _WIDEST = 32
 
 
-def sweep(engine: Engine, rate: Callable[[str], float | None]) -> dict[str, float]:
+def sweep(engine: Engine, rate: Callable[[str], float | None], *, to_beat: float = 0.0) -> dict[str, float]:
     """The rate of every setting that was tried and ran.
 
-    Widths come as the engine lists them (2, 4, 8, 1). A shape that reaches less than half of the engine's best rate at
-    its first width is left; wider ones are left once one reaches less than 0.8 of the shape's best, and 1 where 4 is
-    clearly better than 2; and where the widest is the best, twice that is tried too.
+    Widths come as the engine lists them (2, 4, 8, 1). A shape that reaches less than half of the engine's best rate, or
+    of `to_beat`, at its first width is left: no other width makes up for that. Wider ones are left once one reaches
+    less than 0.8 of the shape's best, and 1 where 4 is clearly better than 2; and where the widest is the best, twice
+    that is tried too.
 
     >>> from benchmarks.peers_parts.engines import PEERS
     >>> rates = {"workers=1": 10.0, "workers=2": 19.0, "workers=4": 12.0, "workers=8": 30.0}
@@ -43,7 +44,7 @@ def sweep(engine: Engine, rate: Callable[[str], float | None]) -> dict[str, floa
             if width == 1 and by_width.get(4, 0.0) > _BETTER * by_width.get(2, math.inf):
                 continue
             by_width[width] = tried(f"{shape}={width}")
-            if len(by_width) == 1 and by_width[width] < _HOPELESS * max(rates.values(), default=0.0):
+            if len(by_width) == 1 and by_width[width] < _HOPELESS * max(to_beat, *rates.values(), 0.0):
                 break
         widest = max(by_width)
         while len(by_width) > 1 and widest < _WIDEST and by_width[widest] >= max(by_width.values()) > 0.0:

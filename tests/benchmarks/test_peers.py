@@ -117,7 +117,7 @@ def _expected(folder: Path) -> list[list[int]]:
         return [digest(batch) for batch in islice(batches, 6)]
 
 
-def _swept(rates: dict[str, float], **settings: Any) -> tuple[list[str], str]:
+def _swept(rates: dict[str, float], to_beat: float = 0.0, **settings: Any) -> tuple[list[str], str]:
     """What was tried, in order, and the best."""
     tried: list[str] = []
 
@@ -126,7 +126,7 @@ def _swept(rates: dict[str, float], **settings: Any) -> tuple[list[str], str]:
         return rates.get(setting)
 
     engine = Engine(name="fake", package="fake", open=PLAIN.open, **settings)
-    found = sweep(engine, rate)
+    found = sweep(engine, rate, to_beat=to_beat)
     return tried, max(found, key=lambda setting: found[setting])
 
 
@@ -146,7 +146,7 @@ def test_width_1_is_tried_unless_4_is_clearly_better_than_2() -> None:
 def test_only_peers_far_behind_the_best_one_of_their_layout_miss_rounds() -> None:
     entrants = {engine.name: Entrant(engine=engine, work="local") for engine in (*PEERS, FIXED)}
     on_sessions = Entrant(engine=PEERS[1], work="sessions_layout")
-    rates = {"dataloader": 10.0, "spdl": 75.0, "grain": 100.0, "tfdata": 74.0, "torchdata": 20.0, "ours_fixed": 900.0}
+    rates = {"dataloader": 10.0, "spdl": 85.0, "grain": 100.0, "tfdata": 84.0, "torchdata": 20.0, "ours_fixed": 900.0}
     swept = {entrants[name]: {"a": rate / 2, "b": rate} for name, rate in rates.items()} | {on_sessions: {"a": 20.0}}
     assert [name for name in rates if contends(entrants[name], swept)] == ["dataloader", "spdl", "grain", "ours_fixed"]
     assert contends(on_sessions, swept)
@@ -156,6 +156,12 @@ def test_a_shape_far_behind_the_engines_best_is_tried_once() -> None:
     tried, best = _swept({"a=2": 10.0, "a=4": 9.0, "a=8": 8.5, "a=1": 6.0, "b=2": 4.9}, shapes=("a", "b"))
     assert tried == ["a=2", "a=4", "a=8", "a=1", "b=2"]
     assert best == "a=2"
+
+
+def test_a_shape_far_behind_the_best_peer_so_far_is_tried_once() -> None:
+    rates = {"a=2": 10.0, "a=4": 9.0, "a=8": 8.5, "a=1": 6.0}
+    assert _swept(rates, 21.0, shapes=("a",)) == (["a=2"], "a=2")
+    assert len(_swept(rates, 19.0, shapes=("a",))[0]) == 4
 
 
 def test_settings_that_fail_are_left_out_and_the_others_still_tried() -> None:
