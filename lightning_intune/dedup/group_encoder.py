@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lightning_intune.column_types import is_list, is_number, is_text, plain
 from lightning_intune.config import SparseFeature
 from lightning_intune.dedup.columns import Column, as_one, plain_lists
 from lightning_intune.dedup.jagged import KeyedJagged
 from lightning_intune.dedup.rows import Engine, Lengths, find_equal_together
+from lightning_intune.errors import ConfigError
 from lightning_intune.flow.features import SparseEncoder, flat_values
 from lightning_intune.flow.ngrams import NgramEncoder, ngram_counts
 from lightning_intune.flow.transform import ToJagged
@@ -62,6 +65,8 @@ class GroupEncoder:
 
     def __call__(self, table: pa.Table) -> Part:
         """The group's part of the batch of these rows."""
+        for name in self._columns:
+            _check_comparable(name, table.schema.field(name).type)
         columns = {name: Column(table.column(name)) for name in self._columns}
         found = find_equal_together([rows for column in columns.values() for rows in column.rows], engine=self._engine)
         if len(found.firsts) == table.num_rows:
@@ -116,6 +121,16 @@ class GroupEncoder:
         one = self._features[place]
         own = place if isinstance(values, pa.DictionaryArray) else -1  # a dictionary's rows are kept by its encoder
         return own, values.type, one.transform, one.num_embeddings, one.boundaries, one.seed, one.ngram, one.clamp
+
+
+@cache  # asked of each column of each batch
+def _check_comparable(name: str, kind: pa.DataType) -> None:
+    value = plain(kind.value_type) if is_list(kind) else plain(kind)
+    if not (is_number(value) or is_text(value) or pa.types.is_temporal(value)):
+        raise ConfigError(
+            f"DedupSparse: column '{name}' holds {kind}, and rows are compared that are values or lists of them. Write "
+            "it as lists of numbers or texts, or leave it out of the plan."
+        )
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, Lengths]:

@@ -29,7 +29,7 @@ from lightning_intune.dedup.plan import dedup_factor
 from lightning_intune.dedup.sessions import session_level
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, ParquetSource, Rebatch
-from lightning_intune.flow.transform import ToBatch
+from lightning_intune.flow.transform import ToBatch, ToJagged
 from tests.dedup.ragged_data import jagged_batches, sessions
 
 SCHEMA = Schema(
@@ -277,3 +277,40 @@ def test_a_plan_from_rows_by_hand() -> None:
 def test_plans_that_make_no_sense_are_refused(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+LISTS_OF_NULLS = pa.array([[None], [None], None, [None, 1], []], pa.list_(pa.int64()))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, None, None, 1, 1]),
+        LISTS_OF_NULLS,
+        LISTS_OF_NULLS.cast(pa.list_(pa.string())),
+        pa.nulls(5, pa.list_(pa.int64())),
+        pa.nulls(5),
+        pa.array([[None], [None], [], None, [None]], pa.list_(pa.null())),
+        pa.array([[1, 2], [1, 2], None, [1, None], [3, 4]], pa.list_(pa.int64(), 2)),
+    ],
+    ids=["nulls", "lists of nulls", "texts and nulls", "null lists", "no type", "lists of no type", "fixed lists"],
+)
+def test_missing_values_are_what_they_are_without_deduplication(column: pa.Array) -> None:
+    feature = SparseFeature(name="f", num_embeddings=50)
+    table = pa.table({"f": column})
+    unique, plain = DedupSparse([feature], DedupPlan.of(["f"]))(table), ToJagged([feature])(table)
+    assert [part.tolist() for part in unique["f"]] == [part.tolist() for part in plain["f"]]
+
+
+@pytest.mark.parametrize("column", [[[[1]], [[1]]], [{"a": 1}, {"a": 1}]], ids=["nested", "struct"])
+def test_a_column_that_is_no_list_of_values_is_named(column: list[Any]) -> None:
+    sparse = DedupSparse([SparseFeature(name="f", column="deep", num_embeddings=50)], DedupPlan.of(["f"]))
+    with pytest.raises(ConfigError, match=r"column 'deep' holds .* leave it out of the plan"):
+        sparse(pa.table({"deep": column}))
+
+
+@pytest.mark.slow
+def test_a_session_of_a_million_rows_is_stored_as_one() -> None:
+    table = pa.table({"f": pa.array([[1, 2, 3]]).take(pa.array(np.zeros(1_000_000, np.int64)))})
+    made = DedupSparse([SparseFeature(name="f", num_embeddings=50)], DedupPlan.of(["f"]))(table)
+    assert (made.stride(), len(made.values())) == (1_000_000, 3)

@@ -120,6 +120,12 @@ def analyze(job: AnalyzeJob) -> Analysis:
         fit = [
             name for name in sample.column_names if name not in named and _is_feature(sample.schema.field(name).type)
         ]
+        if not fit:
+            raise ConfigError(
+                f"analyze: no column of '{inputs.files[0]}' is a feature (numbers, texts, times, or lists of these) "
+                f"beside {', '.join(map(repr, named)) or 'none'}; it has {', '.join(map(repr, inputs.columns))}. "
+                "Write the features as such columns."
+            )
         stats, changes = measure(sample, fit, session_column=job.session)
         distinct = _distinct_share(engine, sample, inputs, fit, job.batch_rows)
     plan = DedupPlan.choose(stats, changes)
@@ -147,13 +153,20 @@ def analyze(job: AnalyzeJob) -> Analysis:
 
 
 def _sample(engine: Any, inputs: Inputs, job: AnalyzeJob, num_rows: int) -> pa.Table:
+    one_in = max(1, num_rows // job.sample_rows)
+    sample = _drawn(engine, inputs, job, one_in)
+    # Of few long sessions the draw may meet none: then the first ones are looked at, cut where they are too long.
+    return sample if sample.num_rows >= 2 or one_in == 1 else _drawn(engine, inputs, job, 1)
+
+
+def _drawn(engine: Any, inputs: Inputs, job: AnalyzeJob, one_in: int) -> pa.Table:
+    """Whole sessions, one in so many."""
     names = ", ".join(map(quoted, inputs.columns))
     if job.session is None:
         engine.sql("SET preserve_insertion_order = true")
         query = f"SELECT {names} FROM ({inputs.relation})"
     else:
         key = quoted(job.session)
-        one_in = max(1, num_rows // job.sample_rows)
         order = ", ".join([key, *([quoted(job.time)] if job.time else []), TIE])
         # Whole sessions: a share of rows would cut each session short, and with it every factor.
         query = (

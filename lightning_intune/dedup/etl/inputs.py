@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal, final
 import pyarrow as pa
 from pyarrow import fs
 
+from lightning_intune.column_types import is_list
 from lightning_intune.dedup.etl.engine import text
 from lightning_intune.dedup.etl.session_layout import LAYOUT_KEY
 from lightning_intune.errors import ConfigError
@@ -75,6 +77,11 @@ def open_inputs(engine: Any, paths: Sequence[str], *, history: int = 0, line_byt
         columns = describe(engine, relation)
     elif history:
         raise ConfigError(f"history={history} is made of OTTO's events only, and '{located[0]}' is not OTTO's format.")
+    if kind == "csv" and all(re.fullmatch(r"column\d+", name) for name in columns):
+        raise ConfigError(
+            f"the first line of {_shown(located)} was not taken for a header: it has none, or lines differ in how many "
+            "fields they have. Give every line as many as the header, or write Parquet."
+        )
     _check(kind, columns, schema, located)
     return Inputs(kind=kind, files=tuple(located), relation=relation, columns=columns, schema=schema)
 
@@ -116,10 +123,36 @@ def _parquet_schema(files: Sequence[str], filesystem: fs.FileSystem) -> pa.Schem
     with _in_our_name():
         footers = read_footers(files, filesystem)
         schema = common_schema(footers)
+    _check_lossless([(footer.path, footer.fragment.physical_schema) for footer in footers], schema)
     for footer in footers:
         if (footer.fragment.metadata.metadata or {}).get(LAYOUT_KEY) == b"sessions":
             raise ConfigError(f"'{footer.path}' is in the session layout already, so there is nothing to cluster.")
     return schema
+
+
+def _check_lossless(files: Sequence[tuple[str, pa.Schema]], schema: pa.Schema) -> None:
+    """ConfigError where fractions in one file would round the large ids of another."""
+    for path, own in files:
+        for field in own:
+            value, joined = _leaf(field.type), _leaf(schema.field(field.name).type)
+            exact_bits = {pa.float16(): 8, pa.float32(): 16, pa.float64(): 32}.get(joined)
+            if exact_bits is not None and pa.types.is_integer(value) and value.bit_width > exact_bits:
+                other = next(name for name, their in files if _is_fractions(their, field.name))
+                raise ConfigError(
+                    f"column '{field.name}' holds {field.type} in '{path}' and fractions in '{other}', and as "
+                    "fractions large ids would be rounded. Write one of the files anew, or leave it out."
+                )
+
+
+def _is_fractions(schema: pa.Schema, name: str) -> bool:
+    return name in schema.names and pa.types.is_floating(_leaf(schema.field(name).type))
+
+
+def _leaf(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, of lists those in them."""
+    while is_list(kind):
+        kind = kind.value_type
+    return kind
 
 
 @contextmanager
