@@ -139,7 +139,7 @@ def test_the_picture_shows_what_is_there_and_nothing_else() -> None:
     assert "planted" in draw(replace(flows, meters=[*flows.meters, "planted"]))
 
 
-@pytest.mark.parametrize("package", ["flow", "dedup", "balance", "control"])
+@pytest.mark.parametrize("package", ["flow", "dedup", "balance", "overlap", "control"])
 def test_every_public_name_is_in_the_reference(package: str) -> None:
     page = (ROOT / "docs" / "reference" / f"{package}.md").read_text()
     described = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, flags=re.MULTILINE))
