@@ -11,7 +11,7 @@ from tests.faults import hostile
 from tests.faults.ledger import Trial
 from tests.faults.runner import Scenario
 
-BATCH = 250
+BATCH = 500
 """Mutations of one trial."""
 
 
@@ -44,7 +44,7 @@ def remote_storage(trial: Trial) -> None:
 
 
 HOSTILE = Scenario(
-    name="hostile files", promise="our own errors only", run=hostile_files, timeout_s=600.0, is_heavy=True
+    name="hostile files", promise="our own errors only", run=hostile_files, timeout_s=3600.0, is_heavy=True
 )
 REMOTE = Scenario(
     name="remote: slow, 503, cut, reset", promise="retried; no secret told", run=remote_storage, is_heavy=True

@@ -32,7 +32,10 @@ ROOT = Path(__file__).parents[2]
 MEMORY_BYTES = 2 << 30
 """A child may take so much more address space than it has at its start."""
 ITEM_S = int(os.environ.get("HOSTILE_ITEM_S") or 10)
-STALLED_S = 60.0
+"""CPU seconds that a file may take: how busy the machine is does not decide."""
+HANG_S = int(os.environ.get("HOSTILE_HANG_S") or 180)
+"""Seconds after which a file that takes no CPU either is one that hangs."""
+STALLED_S = 600.0
 OURS = (ConfigError, StageError, RowGroupReadError)
 NAMES = ("ConfigError", "StageError", "RowGroupReadError", "VerificationError")
 _NUM_ROWS = 40
@@ -141,7 +144,8 @@ def main(first: int, last: int, results: Path) -> None:
     files, used = originals(), _address_space()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
     faulthandler.enable()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process: a hang in C would hear nothing else
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, signal.SIG_DFL)  # ends the process: a hang in C would hear nothing else
     names = sorted(files)
     with results.open("a", encoding="utf-8") as told, tempfile.TemporaryDirectory(prefix="hostile-") as top:
         for number in range(first, last):
@@ -153,12 +157,14 @@ def main(first: int, last: int, results: Path) -> None:
             path.write_bytes(mutated(files[name], rng))
             told.write(json.dumps({"number": number, "begun": name}) + "\n")
             told.flush()
-            signal.alarm(ITEM_S)
+            signal.setitimer(signal.ITIMER_PROF, ITEM_S)
+            signal.alarm(HANG_S)
             try:
                 outcome, bad = feed(path, folder, rng), ""
             except BaseException as error:  # noqa: BLE001 - that is what we look for
                 outcome, bad = type(error).__name__, "".join(traceback.format_exception(error))[-1500:]
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             told.write(json.dumps({"number": number, "outcome": outcome, "bad": bad}) + "\n")
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -178,7 +184,7 @@ def fuzz(first: int, last: int, folder: Path) -> tuple[int, dict[str, int], list
     while begin < last:
         results.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.faults.hostile", str(begin), str(last), str(results)]
-        limit_s = STALLED_S + ITEM_S * (last - begin)
+        limit_s = STALLED_S + HANG_S * (last - begin)
         child = subprocess.run(
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=limit_s, errors="replace"
         )

@@ -37,8 +37,8 @@ NUM_ITEMS = 600
 def killed_trainer(trial: Trial) -> None:
     """SIGKILL at a random moment, again and again, until a run comes through."""
     for number in range(6):
-        job = _start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS)])
-        if number < 3 and not _wait_for(trial.folder / "started", job, trial.rng.uniform(0.0, 0.4)):
+        job = start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS)])
+        if number < 3 and not wait_for(trial.folder / "started", job, trial.rng.uniform(0.0, 0.4)):
             _kill_and_count(trial, job)
             (trial.folder / "started").unlink(missing_ok=True)
             continue
@@ -54,10 +54,11 @@ def _kill_and_count(trial: Trial, job: subprocess.Popen[bytes]) -> None:
     job.kill()
     job.wait()
     trial.inject()
-    _gone(trial, family)
+    gone(trial, family)
 
 
-def _gone(trial: Trial, family: list[psutil.Process]) -> None:
+def gone(trial: Trial, family: list[psutil.Process]) -> None:
+    """Whoever was of the family is no more."""
     _, alive = psutil.wait_procs(family, timeout=10)
     left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     trial.check(not left, f"leaked process: {len(left)} workers outlive their trainer")
@@ -66,8 +67,8 @@ def _gone(trial: Trial, family: list[psutil.Process]) -> None:
 def interrupted_trainer(trial: Trial) -> None:
     """Ctrl-C, twice in half of the trials; SIGTERM in others: the job ends soon, its workers too, and can resume."""
     kind = trial.rng.choice(["once", "twice", "term"])
-    job = _start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS * 10)])
-    _wait_for(trial.folder / "saved.json", job, 0.2)
+    job = start(trial, ["tests.faults.trainer", str(trial.folder), str(NUM_ITEMS * 10)])
+    wait_for(trial.folder / "saved.json", job, 0.2)
     family = psutil.Process(job.pid).children(recursive=True)
     for _ in range(2 if kind == "twice" else 1):
         job.send_signal(signal.SIGTERM if kind == "term" else signal.SIGINT)
@@ -80,12 +81,13 @@ def interrupted_trainer(trial: Trial) -> None:
         job.kill()
         job.wait()
     trial.check(job.returncode != 0, f"the trainer ended with 0 after {kind}")
-    _gone(trial, family)
+    gone(trial, family)
     saved = json.loads((trial.folder / "saved.json").read_text())
     trial.check(len(set(saved["trained"])) == len(saved["trained"]), "repeated: in the saved state")
 
 
-def _start(trial: Trial, arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def start(trial: Trial, arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """`python -m ARGUMENTS`, which writes into the trial's log."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *arguments]
     log = (trial.folder / "log").open("ab")
@@ -93,7 +95,7 @@ def _start(trial: Trial, arguments: list[str], **options: Any) -> subprocess.Pop
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True, **options)
 
 
-def _wait_for(path: Path, job: subprocess.Popen[bytes], then_s: float) -> bool:
+def wait_for(path: Path, job: subprocess.Popen[bytes], then_s: float) -> bool:
     """Until `path` is there, and a moment longer; whether the job ended meanwhile."""
     while not path.exists() and job.poll() is None:
         time.sleep(0.01)
@@ -183,51 +185,7 @@ def full_disk(trial: Trial) -> None:
     trial.inject()
 
 
-# ---- memory ----
-
-_HOG = """
-import resource, sys
-import numpy as np
-from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
-ITEM = 16 << 20
-LIMIT = int(sys.argv[1])
-
-def make(n):
-    return np.full(ITEM, n % 250, np.uint8)
-
-warm = ElasticMapper(IterableSource(range(2)), make, 2, max_bytes=2 * ITEM)
-list(warm)
-used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT + (256 << 20), resource.RLIM_INFINITY))
-made = ElasticMapper(IterableSource(range(300)), make, 4, max_concurrent=64, max_bytes=LIMIT // 4, name="make")
-node = ElasticPrefetcher(made, 64, max_bytes=LIMIT // 4)
-most, out = 0, 0
-with ElasticLoader(node) as loader:
-    for n, array in enumerate(loader):
-        assert array[0] == array[-1] == n % 250
-        held = sum(stage.bytes_ready for stage in loader.stats().stages)
-        most, out = max(most, held), out + 1
-print(out, most)
-"""
-
-
-def little_memory(trial: Trial) -> None:
-    """Asked for 64 items ahead in each of two stages, 4 times the limit: the bytes admitted keep to the bound."""
-    limit = 512 << 20
-    done = subprocess.run(
-        [sys.executable, "-c", _HOG, str(limit)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    trial.inject()
-    trial.check(done.returncode == 0, f"the run under RLIMIT_AS ended with {done.returncode}: {done.stderr[-300:]}")
-    num_out, most = map(int, done.stdout.split() or (0, 0))
-    trial.came(range(300), range(num_out))
-    trial.check(most <= limit // 2, f"{most} bytes were admitted, and {limit // 2} are the bound of the two stages")
+# ---- descriptors ----
 
 
 def few_files(trial: Trial) -> None:
@@ -296,12 +254,6 @@ SCENARIOS = (
     ),
     Scenario(name="reads fail", promise="retried, or named with file and row group", run=failing_reads),
     Scenario(name="a full disk", promise="named; resumes before the item", run=full_disk),
-    Scenario(
-        name="memory for a quarter of what is asked",
-        promise="bytes keep to their bound",
-        run=little_memory,
-        is_heavy=True,
-    ),
     Scenario(name="a slow and a dead rank", promise="equal steps; all end, and name it", run=slow_and_dead_ranks),
     Scenario(name="no file descriptors left", promise="told, not waited for", run=few_files),
 )

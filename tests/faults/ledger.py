@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -19,20 +19,31 @@ class HungError(BaseException):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of one trial, or summed over several."""
+
+    num_injected: int = 0
+    num_in: int = 0
+    num_once: int = 0
+    """Items that were to come out, and did, exactly once."""
+    num_errors: int = 0
+    """Errors that were to come."""
+    num_named: int = 0
+    """Those that came, with stage and item in their text where a stage is at fault."""
+    num_leaks: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The counts of one trial; `broken` says in words which promises were."""
+    """What one trial has shown; `broken` says in words which promises were."""
 
     scenario: str
     seed: int
-    num_injected: int
-    num_in: int
-    num_once: int
-    """Items that were to come out, and did, exactly once."""
-    num_errors: int
-    """Errors that were to come."""
-    num_named: int
-    """Those that came, with stage and item in their text where a stage is at fault."""
-    num_leaks: int
+    counts: Counts
     broken: tuple[str, ...]
 
 
@@ -95,14 +106,12 @@ class Trial:
 
     def outcome(self, scenario: str, leaks: Sequence[str]) -> Outcome:
         """The counts."""
-        return Outcome(
-            scenario=scenario,
-            seed=self.seed,
+        counts = Counts(
             num_injected=self.num_injected,
             num_in=self.num_in,
             num_once=self.num_once,
             num_errors=self.num_errors,
             num_named=self.num_named,
             num_leaks=len(leaks),
-            broken=(*self.broken, *leaks),
         )
+        return Outcome(scenario=scenario, seed=self.seed, counts=counts, broken=(*self.broken, *leaks))

@@ -43,7 +43,7 @@ class HeldError(Exception):
         self.lock = threading.Lock()
 
 
-class OwnBaseError(BaseException):  # noqa: N818 - outside `Exception`, as an interrupt is
+class OwnBaseError(BaseException):
     pass
 
 

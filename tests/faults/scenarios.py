@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.faults import foreign, jobs, odd, stages
+from tests.faults import foreign, jobs, memory, odd, stages
 from tests.faults.runner import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*stages.SCENARIOS, *odd.SCENARIOS, *jobs.SCENARIOS, *foreign.SCENARIOS)
+SCENARIOS: tuple[Scenario, ...] = (
+    *stages.SCENARIOS,
+    *odd.SCENARIOS,
+    *jobs.SCENARIOS,
+    *memory.SCENARIOS,
+    *foreign.SCENARIOS,
+)

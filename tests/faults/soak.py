@@ -1,7 +1,8 @@
 """`make soak`: every scenario again and again for half an hour, one table, and exit 1 if any promise broke.
 
 `SOAK_S=120 make soak` is shorter: two minutes. Besides the scenarios' own promises the whole run must stay flat:
-memory, threads, descriptors, shared memory, and the throughput of one and the same pipeline.
+memory, threads, descriptors, shared memory. And at its end this process must hand over at least 0.95 times as many
+items per CPU second as one that has just begun, measured in turns (`speed`): a busy neighbour slows both down.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -22,19 +24,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
-from tests.faults import functions
 from tests.faults.census import Census
 from tests.faults.foreign import BATCH, HOSTILE
-from tests.faults.ledger import Outcome
+from tests.faults.ledger import Counts, Outcome
 from tests.faults.runner import Scenario, run_trial
 from tests.faults.scenarios import SCENARIOS
+from tests.faults.speed import Speeds, compared
 
 _SECONDS = 1800
 _MUTATIONS = 20_000
-_PROBE_ITEMS = 20_000
-_PROBES = 5
-_END_PROBES = 40  # at most: a neighbour on the machine may slow some of them down
+_LEAST_SPEED = 0.95
 _RSS_GROWTH = 0.05
 _RSS_SPARE_BYTES = 32 << 20  # what an allocator keeps by chance
 
@@ -47,26 +46,21 @@ class Row:
     scenario: str
     promise: str
     num_trials: int
-    num_injected: int
-    num_in: int
-    num_once: int
-    num_errors: int
-    num_named: int
-    num_leaks: int
+    counts: Counts
     broken: tuple[str, ...]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Flatness:
-    """What must not grow, from the first round's end to the last one's; items/s as the best of several probes."""
+    """What must not grow, from the first round's end to the last one's, and the speed at the end."""
 
     num_rounds: int
     rss_mib: tuple[float, float]
     num_threads: tuple[int, int]
     num_fds: tuple[int, int]
     num_shared: tuple[int, int]
-    items_per_s: tuple[float, float]
+    speeds: Speeds
 
     def broken(self) -> list[str]:
         """The promises that do not hold."""
@@ -81,8 +75,8 @@ class Flatness:
         ):
             if last > first:
                 found.append(f"{what} grew from {first} to {last}")
-        if self.items_per_s[1] < 0.95 * self.items_per_s[0]:
-            found.append("throughput fell from {:.0f} to {:.0f} items/s".format(*self.items_per_s))
+        if self.speeds.ratio < _LEAST_SPEED:
+            found.append(f"throughput fell to {self.speeds.ratio:.3f} of a fresh process's")
         return found
 
 
@@ -98,8 +92,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.mutations is None:
         options.mutations = round(_MUTATIONS * min(1.0, options.seconds / _SECONDS))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what is in its background deaf to Ctrl-C, and the trainers with it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     began_s = time.monotonic()
-    outcomes, counts, speeds = defaultdict[str, list[Outcome]](list), list[Census](), list[float]()
+    outcomes, counts = defaultdict[str, list[Outcome]](list), list[Census]()
 
     def try_once(scenario: Scenario, seed: int) -> None:
         outcome = run_trial(scenario, seed)
@@ -116,10 +113,7 @@ def main(arguments: Sequence[str]) -> int:
         while len(outcomes[HOSTILE.name]) * BATCH < share * options.mutations:
             try_once(HOSTILE, options.seed * 1_000_003 + len(outcomes[HOSTILE.name]))
         counts.append(Census.take())
-        if not speeds:
-            speeds.append(max(items_per_s() for _ in range(_PROBES)))
-    speeds.append(last_speed(speeds[0]))
-    flat = flatness(counts, (speeds[0], speeds[-1]))
+    flat = flatness(counts, compared())
     rows = [row(scenario, outcomes[scenario.name]) for scenario in SCENARIOS]
     broken = [f"{each.scenario}: {words}" for each in rows for words in each.broken] + flat.broken()
     show(rows, flat, broken, time.monotonic() - began_s)
@@ -137,28 +131,7 @@ def rounds(seconds: float) -> Iterator[int]:
         number += 1
 
 
-def items_per_s() -> float:
-    """Of a pipeline of threads and processes that does next to nothing."""
-    node = ElasticMapper(IterableSource(range(_PROBE_ITEMS)), functions.same, 2, method="process", name="probe")
-    with ElasticLoader(ElasticPrefetcher(ElasticMapper(node, functions.same, 2), 8)) as loader:
-        items = iter(loader)
-        next(items)  # the processes are there now
-        began_s = time.perf_counter()
-        count = sum(1 for _ in items)
-        return count / (time.perf_counter() - began_s)
-
-
-def last_speed(first: float) -> float:
-    """The best of several probes, of as many as at the start, and more while a busy machine hides it."""
-    best = 0.0
-    for number in range(_END_PROBES):
-        best = max(best, items_per_s())
-        if number + 1 >= _PROBES and best >= 0.95 * first:
-            break
-    return best
-
-
-def flatness(counts: Sequence[Census], speeds: tuple[float, float]) -> Flatness:
+def flatness(counts: Sequence[Census], speeds: Speeds) -> Flatness:
     """The first round warms caches up: what grows is measured from its end."""
     first, last = counts[0], counts[-1]
     late = statistics.median(census.rss_bytes for census in counts[-3:])
@@ -168,19 +141,18 @@ def flatness(counts: Sequence[Census], speeds: tuple[float, float]) -> Flatness:
         num_threads=(len(first.threads), len(last.threads)),
         num_fds=(first.num_fds, last.num_fds),
         num_shared=(first.num_shared, last.num_shared),
-        items_per_s=speeds,
+        speeds=speeds,
     )
 
 
 def row(scenario: Scenario, outcomes: Sequence[Outcome]) -> Row:
     """The sums over its trials."""
-    total = {
-        name: sum(getattr(outcome, name) for outcome in outcomes)
-        for name in ("num_injected", "num_in", "num_once", "num_errors", "num_named", "num_leaks")
-    }
-    broken = [f"seed {outcome.seed}: {words}" for outcome in outcomes for words in outcome.broken]
     return Row(
-        scenario=scenario.name, promise=scenario.promise, num_trials=len(outcomes), broken=tuple(broken), **total
+        scenario=scenario.name,
+        promise=scenario.promise,
+        num_trials=len(outcomes),
+        counts=sum((outcome.counts for outcome in outcomes), Counts()),
+        broken=tuple(f"seed {outcome.seed}: {words}" for outcome in outcomes for words in outcome.broken),
     )
 
 
@@ -192,27 +164,28 @@ def show(rows: Sequence[Row], flat: Flatness, broken: Sequence[str], seconds: fl
         table.add_column(name, justify="right")
     table.add_column("")
     for each in rows:
-        numbers = (each.num_trials, each.num_injected, each.num_in, each.num_once)
-        errors = f"{each.num_named} of {each.num_errors}" if each.num_errors else "-"
-        mark = Text("BROKEN", "bold red") if each.broken else Text("held", "green")
-        table.add_row(each.scenario, *(f"{number:,}" for number in numbers), errors, str(each.num_leaks), mark)
+        _add(table, each.scenario, each.num_trials, each.counts, is_broken=bool(each.broken))
     table.add_section()
-    sums = [sum(getattr(each, name) for each in rows) for name in ("num_trials", "num_injected", "num_in", "num_once")]
-    named = f"{sum(each.num_named for each in rows)} of {sum(each.num_errors for each in rows)}"
-    leaks = str(sum(each.num_leaks for each in rows))
-    mark = Text("BROKEN", "bold red") if broken else Text("held", "green")
-    table.add_row("all", *(f"{number:,}" for number in sums), named, leaks, mark)
+    total = sum((each.counts for each in rows), Counts())
+    _add(table, "all", sum(each.num_trials for each in rows), total, is_broken=bool(broken))
     console = Console(width=max(110, Console().width))
     console.print(table)
     console.print(
         f"from the first round to the last: memory {flat.rss_mib[0]:.0f} -> {flat.rss_mib[1]:.0f} MiB, threads "
         f"{flat.num_threads[0]} -> {flat.num_threads[1]}, descriptors {flat.num_fds[0]} -> {flat.num_fds[1]}, shared "
-        f"mappings {flat.num_shared[0]} -> {flat.num_shared[1]}, throughput {flat.items_per_s[0]:,.0f} -> "
-        f"{flat.items_per_s[1]:,.0f} items/s",
+        f"mappings {flat.num_shared[0]} -> {flat.num_shared[1]}; at the end {flat.speeds.soaked:,.0f} items "
+        f"per CPU second, a fresh process in turns with it {flat.speeds.fresh:,.0f}: {flat.speeds.ratio:.3f}",
         highlight=False,
     )
     for words in broken:
         console.print(Text(f"BROKEN: {words}", "bold red"))
+
+
+def _add(table: Table, name: str, num_trials: int, counts: Counts, *, is_broken: bool) -> None:
+    numbers = (num_trials, counts.num_injected, counts.num_in, counts.num_once)
+    errors = f"{counts.num_named} of {counts.num_errors}" if counts.num_errors else "-"
+    mark = Text("BROKEN", "bold red") if is_broken else Text("held", "green")
+    table.add_row(name, *(f"{number:,}" for number in numbers), errors, str(counts.num_leaks), mark)
 
 
 def say(words: Any) -> None:

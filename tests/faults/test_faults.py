@@ -19,9 +19,10 @@ from tests.faults.scenarios import SCENARIOS
 def test_the_promise_holds(scenario: Scenario) -> None:
     outcome = run_trial(scenario, seed=1)
     assert outcome.broken == ()
-    assert outcome.num_injected > 0
-    assert outcome.num_in == outcome.num_once
-    assert outcome.num_named == outcome.num_errors
+    counts = outcome.counts
+    assert counts.num_injected > 0
+    assert counts.num_in == counts.num_once
+    assert counts.num_named == counts.num_errors
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)

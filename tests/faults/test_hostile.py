@@ -31,6 +31,7 @@ def test_mutated_files_lead_to_our_own_errors_and_nothing_else(tmp_path: Path) -
         ("raise RuntimeError('not ours')", "RuntimeError"),
         ("import os; os.kill(os.getpid(), 11)", "ended the process: -11"),
         ("import time; time.sleep(60)", "ended the process: -14"),
+        ("while True: pass", "ended the process: -27"),
         ("bytearray(8 << 30)", "MemoryError"),
     ],
 )
@@ -39,6 +40,7 @@ def test_what_should_not_come_out_is_seen(
 ) -> None:
     monkeypatch.setenv("HOSTILE_FAULT", fault)
     monkeypatch.setenv("HOSTILE_ITEM_S", "2")
+    monkeypatch.setenv("HOSTILE_HANG_S", "4" if "sleep" in fault else "90")
     num_done, _, bad = hostile.fuzz(0, 1, tmp_path)
     assert num_done == 1
     assert words in bad[0]

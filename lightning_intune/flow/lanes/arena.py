@@ -146,8 +146,8 @@ class SlotsOut:
 
         Where free ones are bounded, those beyond: one lane's slots are of no use to another, so without it each keeps
         as many as it ever had out, several times what its stage may hold. Others where they lay free all the while,
-        now and then: what a steady flow reuses stays mapped, since writing 40 MB into mapped pages takes 2 ms, into fresh
-        ones 19-33 (LANES.md).
+        now and then: what a steady flow reuses stays mapped, since writing 40 MB into mapped pages takes 2 ms, into
+        fresh ones 19-33 (LANES.md).
         """
         self._num_messages += 1
         idle = [] if self._max_idle_bytes is None else self._beyond(self._max_idle_bytes)

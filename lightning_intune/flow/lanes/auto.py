@@ -57,7 +57,8 @@ class AutoLanePool(LanePool):
             self._processes.close()
 
     def __reduce__(self) -> Any:
-        return _remake, (self._fn, self._name, self._context, self._is_bounded)  # a stage travels (ddp_spawn); its processes stay
+        # A stage travels (ddp_spawn); its processes stay.
+        return _remake, (self._fn, self._name, self._context, self._is_bounded)
 
 
 def _remake(fn: Callable[[Any], Any], name: str, context: str | None, is_bounded: bool) -> AutoLanePool:
