@@ -1,7 +1,7 @@
 # Every target sets up .venv first (tools/setup_env.py: exact pins, once), then runs from it.
 # Another interpreter: PYTHON=python3.12 make test
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples docs test slow soak check format lock release-check clean
+.PHONY: help setup demo picture examples docs test slow soak check format lock release-check clean
 .SUFFIXES:
 
 candidates := python3 python3.13 python3.12 python3.11 python
@@ -24,6 +24,9 @@ endif
 
 demo: setup ## Train a recommender on real clicks while the pipeline tunes itself
 	@$(bin)/python -m examples.open_bandit.demo
+
+picture: demo ## The demo, and README's picture anew from its log (let nothing else run meanwhile)
+	@$(bin)/python tools/draw_run.py
 
 examples: setup ## Every example in full, one after the other (about ten minutes)
 	@$(bin)/python tools/run_examples.py

@@ -1,5 +1,6 @@
 """Draw what a run's tuner did, from its `intune_decisions.jsonl`: the picture of README.md is one of the demo's.
 
+python tools/draw_run.py                                                   # the last run of the demo, for README.md
 python tools/draw_run.py runs/open_bandit/version_1/intune_decisions.jsonl docs/images/tuning_itself.png
 """
 
@@ -10,16 +11,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "open_bandit"
+PICTURE = ROOT / "docs" / "images" / "tuning_itself.png"
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = ("#2f5bb7", "#c2571a", "#2a7f62", "#8a4fa8", "#a8324a", "#5c6b1f")
 
 
 def main() -> int:
     """Draw the file named first into the file named second."""
-    if len(sys.argv) != 3:
-        print("usage: python tools/draw_run.py intune_decisions.jsonl OUT.png", file=sys.stderr)
+    if len(sys.argv) not in (1, 3):
+        print("usage: python tools/draw_run.py [intune_decisions.jsonl OUT.png]", file=sys.stderr)
         return 2
-    source, target = map(Path, sys.argv[1:])
+    logs = sorted(RUNS.glob("version_*/intune_decisions.jsonl"), key=lambda log: log.stat().st_mtime)
+    if len(sys.argv) == 1 and not logs:
+        print(f"draw_run: there is no run in {RUNS}. Run `make demo` first.", file=sys.stderr)
+        return 1
+    source, target = map(Path, sys.argv[1:]) if len(sys.argv) == 3 else (logs[-1], PICTURE)
     turns = [json.loads(line) for line in source.read_text().splitlines()]
     if not turns:
         print(f"draw_run: '{source}' holds no turn: the run was shorter than one.", file=sys.stderr)
