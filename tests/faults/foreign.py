@@ -31,7 +31,7 @@ def hostile_files(trial: Trial) -> None:
 def remote_storage(trial: Trial) -> None:
     """See `remote`."""
     command = [sys.executable, "-m", "tests.faults.remote", str(trial.seed)]
-    done = subprocess.run(command, cwd=hostile.ROOT, capture_output=True, text=True, check=False, timeout=110)
+    done = subprocess.run(command, cwd=hostile.ROOT, capture_output=True, text=True, check=False, timeout=400)
     if done.returncode != 0:
         trial.check(False, f"the run ended with {done.returncode}: {done.stderr[-500:]}")
         return
@@ -47,6 +47,10 @@ HOSTILE = Scenario(
     name="hostile files", promise="our own errors only", run=hostile_files, timeout_s=3600.0, is_heavy=True
 )
 REMOTE = Scenario(
-    name="remote: slow, 503, cut, reset", promise="retried; no secret told", run=remote_storage, is_heavy=True
+    name="remote: slow, 503, cut, reset",
+    promise="retried; no secret told",
+    run=remote_storage,
+    is_heavy=True,
+    timeout_s=900.0,
 )
 SCENARIOS = (HOSTILE, *([REMOTE] if importlib.util.find_spec("moto") is not None else []))

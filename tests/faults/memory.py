@@ -42,7 +42,7 @@ def run(engine: str, log: Path | None = None) -> dict[str, Any]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=150,
+            timeout=400,
             start_new_session=True,
         )
         if log is not None:
@@ -89,7 +89,7 @@ SCENARIOS = (
         promise="to the end, within its budget",
         run=little_memory,
         is_heavy=True,
-        timeout_s=320.0,
+        timeout_s=900.0,
     ),
 )
 

@@ -28,7 +28,7 @@ class Scenario:
     name: str
     promise: str
     run: Callable[[Trial], None]
-    timeout_s: float = 120.0
+    timeout_s: float = 300.0
     is_heavy: bool = False
     """Takes seconds: `make test` leaves it to `make slow` and the soak."""
 
