@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_intune.dedup.plan import DedupPlan as DedupPlan
     from lightning_intune.dedup.plan import FeatureStats as FeatureStats
     from lightning_intune.dedup.sequence_model import DedupSequenceModel as DedupSequenceModel
+    from lightning_intune.dedup.session_batches import SessionBatches as SessionBatches
     from lightning_intune.dedup.sessions import SessionsToBatch as SessionsToBatch
     from lightning_intune.dedup.transform import DedupSparse as DedupSparse
 
@@ -37,6 +38,7 @@ __getattr__, __all__ = lazy_names(
         "IkjtEmbeddingBagCollection": "lightning_intune.dedup.lookup",
         "IkjtEmbeddingCollection": "lightning_intune.dedup.lookup",
         "KeyedJagged": "lightning_intune.dedup.jagged",
+        "SessionBatches": "lightning_intune.dedup.session_batches",
         "SessionsToBatch": "lightning_intune.dedup.sessions",
         "plan_for": "lightning_intune.dedup.measure",
     },
