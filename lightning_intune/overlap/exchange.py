@@ -66,7 +66,7 @@ class Exchange:
         """
         if before is None:
             for shard, asked in zip(self.shards, turn.asked, strict=True):
-                shard.last_reader[asked] = turn.number
+                shard.last_reader.index_fill_(0, asked, turn.number)
             return
         if self._waits:
             turn.late, before.urgent = _everything(turn), _everything(before)

@@ -50,7 +50,7 @@ def whole(collection: RowWiseEmbeddingBagCollection | RowWiseEmbeddingCollection
     return [part.clone() for shard in collection.shards for part in shard.parts(shard.weights)]
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(world_size=st.integers(1, 4), num_rows=st.integers(1, 5), seed=st.integers(0, 999), repeats=st.booleans())
 def test_pooled_embeddings_and_updates_are_torchrecs(world_size: int, num_rows: int, seed: int, repeats: bool) -> None:
     theirs = EmbeddingBagCollection(tables=BAGS)
