@@ -71,8 +71,8 @@ class SessionBatches(Node[pa.Table]):
             raise ConfigError(f"SessionBatches: session_level='{session_level}' is a text. Give ['{session_level}'].")
         if (session is None) == (session_level is None):
             raise ConfigError(
-                "SessionBatches: give session= (rows, counted by their sessions) or session_level= (a row is a session, "
-                "counted by its impressions), and not both."
+                "SessionBatches: give session= (rows, counted by their sessions) or session_level= (sessions, counted "
+                "by their impressions), and not both."
             )
         self._units: _Units = (
             _Sessions(session) if session is not None else _Impressions(frozenset(session_level or ()))

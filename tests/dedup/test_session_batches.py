@@ -98,15 +98,15 @@ def test_a_session_longer_than_a_batch_is_trained_in_several() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "give session= .* or session_level="),
-        ({"session": "s", "session_level": ["s"]}, "and not both"),
-        ({"session_level": "s"}, r"Give \['s'\]"),
+        ({"batch_size": 2}, "give session= .* or session_level="),
+        ({"batch_size": 2, "session": "s", "session_level": ["s"]}, "and not both"),
+        ({"batch_size": 2, "session_level": "s"}, r"Give \['s'\]"),
         ({"session": "s", "batch_size": 0}, "batch_size=0 makes no batch"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        SessionBatches(IterableSource(list[pa.Table]()), **{"batch_size": 2, **options})
+        SessionBatches(IterableSource(list[pa.Table]()), **options)
 
 
 def test_tables_of_another_layout_are_named() -> None:
