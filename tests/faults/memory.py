@@ -49,7 +49,8 @@ def run(engine: str, log: Path | None = None) -> dict[str, Any]:
             log.write_text(done.stderr)
         if done.returncode == 0:
             return json.loads(done.stdout.splitlines()[-1])
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        last = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
         how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"status {done.returncode}"
         return {"engine": engine, "limited_by": group.kind, "ended": how, "said": last[:300]}
 
