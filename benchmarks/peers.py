@@ -6,7 +6,8 @@ and tunes itself during its warm-up. The warm-ups differ and both are printed: o
 process of its own, and its first batch must be the plain loop's. The roofline is the machine's cores over the CPU
 seconds per row of a plain loop. Peers come with the extra `[bench]`; one that is not installed is named and left out.
 
-`ours_fixed` is ours at the best of a few fixed widths, which parts what the engine does from what the tuner does:
+Ours has the shape (a stage per function, or one for both) that was best at fixed widths, as the peers have theirs.
+`ours_fixed` is ours at those fixed widths, which parts what the engine does from what the tuner does:
 `ratio_..._fixed` are its ratios, `share_of_fixed` is tuned over fixed. The target figures are the tuned one's. Peers
 that the sweep found below 0.85 of the best one take part in two rounds, the plain loop in three, all others in all.
 

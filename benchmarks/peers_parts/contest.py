@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.peers_parts.data import folder_of
 from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import measured
-from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, setting_of
+from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, tuned
 from benchmarks.peers_parts.sweep import sweep
 from benchmarks.peers_parts.work import Fused, digest, make_work
 from benchmarks.result import machine, put
@@ -80,7 +80,7 @@ class Contest:
                 swept[entrant] = self._quick_choice(engine) if self._quick else self._sweep(entrant, to_beat)
         swept[self._fixed] = dict.fromkeys(self._fixed.engine.fixed, 0.0) if self._quick else self._sweep(self._fixed)
         best = {entrant: max(rates, key=lambda s: rates[s]) for entrant, rates in swept.items() if rates}
-        best[self._ours] = setting_of(self._ours_work)
+        best[self._ours] = tuned(best.get(self._fixed, self._fixed.engine.fixed[0]))
         best |= {Entrant(engine=PLAIN, work=work): "loop" for work in self._digests}
         rounds: list[Round] = []
         for number in range(self._rounds):

@@ -1,4 +1,4 @@
-"""Our side: a stage per function; tuned from width 1 while batches flow, or at fixed widths."""
+"""Our side: a stage per function or one for both; tuned from width 1 while batches flow, or at fixed widths."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Transformed:
 
 @contextmanager
 def ours(work: Work, setting: str) -> Generator[Batches]:
-    """`setting` is how the widths come about, and where the work is done.
+    """`setting` is the shape, how its widths come about, and where it runs: `stages/dqn/thread`, `fused/2/process`.
 
-    Either the agent's name (`dqn/thread`), which tunes all from 1, or the widths (`4-1/thread`), which stay. Threads
-    have a stage per function; processes one stage for both, so that no table crosses from one process to another.
+    A shape has a stage per function, or one for both, as most peers have. Its widths are tuned from 1 by the agent that
+    is named, or given (`4-1`) and left.
     """
-    how, place = setting.split("/")
+    shape, how, place = setting.split("/")
     is_fixed = how[0].isdigit()
     widths = [int(width) for width in how.split("-")] if is_fixed else [1, 1]
     source = IterableSource(range(ENDLESS))
     root: ElasticMapper[dict[str, Any]]
-    if place == "process":
-        root = ElasticMapper(source, Fused(work, tensors=True), widths[0], method=place, name="fused")
+    if shape == "fused":
+        root = ElasticMapper(source, Fused(work, tensors=True), widths[0], method=place, name="fused")  # type: ignore[arg-type]
     else:
         read = ElasticMapper(source, work.read, widths[0], name="read")
-        root = ElasticMapper(read, Transformed(work), widths[1], name="transform")
+        root = ElasticMapper(read, Transformed(work), widths[1], method=place, name="transform")  # type: ignore[arg-type]
     with ElasticLoader(root) as loader:  # no prefetcher: a stage keeps twice its width ready by itself
         yield iter(loader) if is_fixed else Tuned(loader, make_agent(how))  # type: ignore[arg-type]
 
@@ -64,20 +64,23 @@ class Tuned(Iterator[dict[str, Any]]):
         return {name: stage.stats().target_workers for name, stage in self._loader.stages.items()}
 
 
-def setting_of(work_name: str) -> str:
-    """Tuned by the shipped agent; the tokeniser holds the GIL, so it runs in processes."""
-    return f"dqn/{_place(work_name)}"
-
-
 def fixed_settings(work_name: str) -> tuple[str, ...]:
-    """Widths that nobody turns, of which the best takes part beside the tuned ones; the likeliest first."""
-    by_work = {"remote": ("8-1", "4-1", "16-2"), "udf": ("2", "1", "3"), "sessions_layout": ("1-1", "2-1")}
-    widths = by_work.get(work_name, ("2-1", "1-1", "2-2"))
-    return tuple(f"{each}/{_place(work_name)}" for each in widths)
+    """Widths that nobody turns, the likeliest first: the best one takes part, and its shape is the tuned one's too."""
+    if work_name == "udf":  # the tokeniser holds the GIL
+        return "fused/2/process", "fused/3/process"
+    if work_name == "remote":
+        return "stages/8-1/thread", "fused/8/thread", "stages/4-1/thread"
+    return "fused/2/thread", "stages/1-1/thread", "stages/2-1/thread", "fused/3/thread"
 
 
-def _place(work_name: str) -> str:
-    return "process" if work_name == "udf" else "thread"
+def tuned(fixed: str) -> str:
+    """That setting with widths which the shipped agent tunes from 1.
+
+    >>> tuned("stages/8-1/thread")
+    'stages/dqn/thread'
+    """
+    shape, _, place = fixed.split("/")
+    return f"{shape}/dqn/{place}"
 
 
 OURS = Engine(name="ours", package="lightning-intune", open=ours)

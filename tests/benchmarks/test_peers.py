@@ -17,7 +17,7 @@ from benchmarks.peers_parts.child import measure, reached_s
 from benchmarks.peers_parts.contest import Entrant, contends
 from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import measured
-from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, setting_of
+from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, tuned
 from benchmarks.peers_parts.sweep import sweep
 from benchmarks.peers_parts.work import Fused, Work, digest, make_work
 
@@ -77,10 +77,11 @@ def test_ours_gives_the_batches_of_the_plain_loop_in_order(folder: Path, workloa
     work = make_work(workload, folder)
     with PLAIN.open(work, "loop") as batches:
         expected = [digest(batch) for batch in islice(batches, 6)]
-    with OURS.open(work, setting_of(workload)) as batches:
+    with OURS.open(work, tuned(fixed_settings(workload)[0])) as batches:
         assert [digest(batch) for batch in islice(batches, 6)] == expected
-    with FIXED.open(work, fixed_settings(workload)[0]) as batches:
-        assert [digest(batch) for batch in islice(batches, 6)] == expected
+    for setting in fixed_settings(workload):
+        with FIXED.open(work, setting) as batches:
+            assert [digest(batch) for batch in islice(batches, 6)] == expected
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_the_table_says_both_warm_ups_and_what_failed() -> None:
         {
             "workload": "local",
             "runs": 5,
-            "setting": "dqn/thread",
+            "setting": "fused/dqn/thread",
             "roofline_rows_per_s": 200.0,
             "roofline_share": 0.5,
             "ours_rows_per_s": 100.0,
