@@ -86,7 +86,16 @@ def main() -> int:
             "The command line",
             ["lightning-intune schema clicks --label click", "lightning-intune fit --config run.yaml"],
         ),
-        (None, "", "A mistake", ["lightning-intune fit --config run.yaml --data.train nowhere"]),
+        (
+            None,
+            "",
+            "Mistakes",
+            [
+                "lightning-intune fit --config run.yaml --data.train nowhere",
+                "lightning-intune fit --config run.yaml --data.batch_sise 512",
+                "lightning-intune fit --config run.yaml --model my_model.ClickModle",
+            ],
+        ),
     ]
     page = [HEAD]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +105,7 @@ def main() -> int:
                 (Path(folder) / name).write_text(content)
                 language = {".py": "text", ".yaml": "yaml"}[Path(name).suffix]  # text: the tests of docs run python
                 page.append(f"`{name}`:\n\n```{language}\n{content}```\n")
-            is_mistake = title == "A mistake"
+            is_mistake = title == "Mistakes"
             page.extend(typed(command, python, Path(folder), may_fail=is_mistake) for command in commands)
     PAGE.write_text("\n".join(page))
     print(f"worked session: wrote {PAGE.relative_to(ROOT)}")
