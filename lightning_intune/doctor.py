@@ -24,7 +24,14 @@ from lightning_intune.errors import ConfigError
 Verdict = Literal["ok", "note", "bad"]
 
 _PACKAGES = ("torch", "lightning", "torchdata", "pyarrow", "numpy")
-_EXTRAS = {"fast": "numba", "etl": "duckdb", "torchrec": "torchrec", "ray": "ray", "plots": "matplotlib"}
+_EXTRAS = {
+    "fast": "numba",
+    "etl": "duckdb",
+    "torchrec": "torchrec",
+    "ray": "ray",
+    "plots": "matplotlib",
+    "metrics": "prometheus_client",
+}
 _LEAST_SHM_BYTES = 256 << 20
 _LEAST_FILES = 4096
 _GIB = 2**30
