@@ -38,7 +38,7 @@ class ComparisonSettings:
     Single stages' departures are not learnt yet then, and act as exploration.
     """
     num_turns: int = 20
-    num_updates: int = 3500
+    num_updates: int = 9000
     batch_size: int = 1024
     lr: float = 1e-3
     decay: float = 0.01
