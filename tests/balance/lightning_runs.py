@@ -1,16 +1,14 @@
 """Balanced training runs, a process per rank: `python -m tests.balance.lightning_runs JSON`.
 
-Forked from one process that has imported everything. The JSON has a folder and a list of runs; of each the last line
+The JSON has a folder and a list of runs; of each the last line
 printed tells, by rank, what every step was trained on, and the model's weights in the end.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import signal
-import socket
 import sys
 import warnings
 from pathlib import Path
@@ -25,6 +23,7 @@ from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.balance import Balance, mean_loss
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
 from lightning_intune.dedup.jagged import Batch
+from tests.forked_ranks import fork_ranks, join_ranks, latest
 
 LIMIT_S = 90
 SCHEMA = Schema(
@@ -71,17 +70,7 @@ class Witness(pl.LightningModule):
 
 def run_rank(rank: int, folder: Path, run: dict[str, Any], port: int) -> None:
     ranks = run["ranks"]
-    if ranks > 1:  # as torchrun tells its processes
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "runs",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-        }
+    join_ranks(rank, ranks, port)
     torch.manual_seed(0)
     name = run["name"]
     saved = ModelCheckpoint(dirpath=folder / f"saved-{name}", save_top_k=-1, filename="{step}", every_n_train_steps=3)
@@ -109,41 +98,6 @@ def run_rank(rank: int, folder: Path, run: dict[str, Any], port: int) -> None:
     (folder / f"{name}-{rank}.weights").write_text(json.dumps(weights))
 
 
-def latest(folder: Path) -> Path:
-    return max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-
-
-def run_all(folder: Path, run: dict[str, Any]) -> list[int]:
-    """Exit codes, by rank. One that fails takes the others with it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids: list[int] = []
-    for rank in range(run["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-                run_rank(rank, folder, run, port)
-                code = 0
-            except BaseException:  # noqa: BLE001 - a fork must not run its parent's code
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        pids.append(pid)
-    codes: dict[int, int] = {}
-    while len(codes) < len(pids):
-        pid, status = os.wait()
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] != 0:
-            for other in set(pids) - set(codes):
-                os.kill(other, signal.SIGKILL)
-    return [codes[pid] for pid in pids]
-
-
 def told(folder: Path, run: dict[str, Any], codes: list[int]) -> dict[str, Any]:
     steps, weights = [], []
     for rank in range(run["ranks"]):
@@ -152,7 +106,9 @@ def told(folder: Path, run: dict[str, Any], codes: list[int]) -> dict[str, Any]:
         weights.append(json.loads(final.read_text()) if final.exists() else None)
     resumes, done = run.get("resumes"), None
     if resumes is not None:
-        loops = torch.load(latest(folder / f"saved-{resumes}"), weights_only=False)["loops"]["fit_loop"]
+        saved = latest(folder / f"saved-{resumes}")
+        assert saved is not None, "the run that is resumed was to save"
+        loops = torch.load(saved, weights_only=False)["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]
         done = {"total": progress["total"]["processed"], "epoch": progress["current"]["processed"]}
     return {"name": run["name"], "codes": codes, "steps": steps, "weights": weights, "done": done}
@@ -162,7 +118,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     job = json.loads(sys.argv[1])
     folder = Path(job["folder"])
-    out = [told(folder, run, run_all(folder, run)) for run in job["runs"]]
+    out: list[dict[str, Any]] = []
+    for run in job["runs"]:
+        codes = fork_ranks(lambda rank, port, run=run: run_rank(rank, folder, run, port), run["ranks"], limit_s=LIMIT_S)
+        out.append(told(folder, run, codes))
     sys.stdout.write("\n" + json.dumps(out) + "\n")
 
 

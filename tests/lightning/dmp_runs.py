@@ -16,8 +16,9 @@ from examples.torchrec_dmp.model import DmpModel
 from examples.torchrec_dmp.strategy import DmpStrategy
 from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
+from tests.forked_ranks import join_ranks, latest
 from tests.lightning.conftest import trainer
-from tests.lightning.resume_runs import cut_name, join_ranks, latest, main
+from tests.lightning.resume_runs import cut_name, main
 
 TABLES = {"history": 64, "item": 64}
 SCHEMA = Schema(
@@ -74,7 +75,7 @@ def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any
         strategy=DmpStrategy(),
         **setup["trainer"],
     )
-    checkpoint = latest(folder, cut_name(name)) if resumes else None
+    checkpoint = latest(folder / "saved" / cut_name(name)) if resumes else None
     run.fit(Witness(folder / f"{name}-{rank}.jsonl", cut), data, ckpt_path=checkpoint, weights_only=False)
 
 

@@ -1,17 +1,14 @@
 """Training runs that are killed and resumed, as processes of their own: `python -m tests.lightning.resume_runs JSON`.
 
-Forked from one process that has imported everything, as importing takes far longer than training. Every rank appends
-what each step was trained on to a file of its own; the last line printed lists where resumed runs differ from the
-unbroken one, and how many steps were compared.
+Every rank appends what each step was trained on to a file of its own; the last line printed lists where resumed runs
+differ from the unbroken one, and how many steps were compared.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
+from tests.forked_ranks import fork_ranks, join_ranks, latest
 from tests.lightning.conftest import Validated, trainer
 
 SCHEMA = Schema(
@@ -62,20 +60,6 @@ class Witness(Validated):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def join_ranks(rank: int, ranks: int, port: int) -> None:
-    if ranks > 1:  # as torchrun tells its processes
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": "runs",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-        }
-
-
 def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any, port: int, *, resumes: bool) -> None:
     ranks = setup["ranks"]
     join_ranks(rank, ranks, port)
@@ -88,53 +72,26 @@ def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any
     )
     options = {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
     run = trainer(folder, callbacks=callbacks, enable_checkpointing=True, **options, **setup["trainer"])
-    checkpoint = latest(folder, cut_name(name)) if resumes else None
+    checkpoint = latest(folder / "saved" / cut_name(name)) if resumes else None
     run.fit(Witness(folder / f"{name}-{rank}.jsonl", cut), data, ckpt_path=checkpoint, weights_only=False)
 
 
 def run(
     run_rank: RunRank, folder: Path, name: str, setup: dict[str, Any], cut: Any = None, *, resumes: bool = False
 ) -> None:
-    """One run: a forked process for each rank. One that was killed takes the others with it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids: list[int] = []
-    for rank in range(setup["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-                run_rank(rank, folder, name, setup, cut, port, resumes=resumes)
-                code = 0
-            except BaseException:  # noqa: BLE001 - a fork must not run its parent's code
-                import traceback
+    """One run, of a process for each rank."""
 
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        pids.append(pid)
-    codes: dict[int, int] = {}
-    while len(codes) < len(pids):
-        pid, status = os.wait()
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] != 0:
-            for other in set(pids) - set(codes):
-                os.kill(other, signal.SIGKILL)
+    def one(rank: int, port: int) -> None:
+        run_rank(rank, folder, name, setup, cut, port, resumes=resumes)
+
+    codes = set(fork_ranks(one, setup["ranks"], limit_s=LIMIT_S))
     expected = {0} if cut is None else {0, -signal.SIGKILL}
-    if set(codes.values()) - expected:
+    if codes - expected:
         raise SystemExit(f"{name}: exit codes {codes}")
 
 
 def cut_name(resumed: str) -> str:
     return resumed.replace("resumed", "cut")
-
-
-def latest(folder: Path, name: str) -> Path | None:
-    """The last whole checkpoint; None where the run was killed before its first."""
-    saved = sorted((folder / "saved" / name).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    return saved[-1] if saved else None
 
 
 def lines(folder: Path, name: str, ranks: int) -> list[list[Any]]:
@@ -159,7 +116,7 @@ def main(run_rank: RunRank, num_done: Callable[[dict[str, Any]], int]) -> None:
         trained.append(rows_by_epoch(whole))
         for number, cut in enumerate(setup["cuts"]):
             run(run_rank, folder, f"cut{number}", setup, tuple(cut))
-            checkpoint = latest(folder, f"cut{number}")
+            checkpoint = latest(folder / "saved" / f"cut{number}")
             run(run_rank, folder, f"resumed{number}", setup, resumes=True)
             done = 0 if checkpoint is None else num_done(torch.load(checkpoint, weights_only=False))
             resumed = lines(folder, f"resumed{number}", setup["ranks"])
