@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -60,18 +59,10 @@ def test_lightning_trains_on_the_same_batches(dataset: Any, num_workers: int, sh
     assert len(ours) == 2 * (4 if num_workers else 3)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("dataset", [Squares(20), AugmentedStream([9, 4])], ids=["map-style", "iterable"])
 def test_ray_actors_give_the_same_batches(dataset: Any) -> None:
     loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=as_list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ def test_formats_that_ray_does_not_sort_are_named(tmp_path: Path) -> None:
         cluster(job(tmp_path / "a.csv", tmp_path / "out", engine="ray"))
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[Any]:
-    pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install 'ray[data]'")
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=150_000_000, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
@@ -40,8 +30,8 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # and leaves files and sockets to the collector
 class TestOnACluster:
     @pytest.fixture(autouse=True)
-    def nothing_left_behind(self) -> None:
-        """Ray keeps idle worker processes of its own until `ray.shutdown`."""
+    def needs_pandas(self) -> None:
+        pytest.importorskip("pandas", reason="Ray Data needs pandas: pip install 'ray[data]'")
 
     @pytest.mark.parametrize("layout", ["rows", "sessions"])
     def test_ray_writes_what_duckdb_writes(self, layout: Any, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
-from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -12,22 +10,7 @@ import pytest
 from lightning_intune.flow import ElasticMapper, IterableSource, OnError, retry
 from tests.flow.graphs import passes, picky, triple
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
-ray = pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, about its own future
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Ray keeps idle worker processes of its own until `ray.shutdown`: they are not a stage's to end."""
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_resizing_actors_while_they_work_loses_and_repeats_nothing() -> None:

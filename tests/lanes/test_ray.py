@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,22 +25,10 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         open_pool("ray", functions.same, name="decode")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 class TestOnACluster:
-    @pytest.fixture(autouse=True)
-    def nothing_left_behind(self) -> None:
-        """Ray keeps idle worker processes of its own until `ray.shutdown`: they are not a lane's to end."""
-
     @pytest.fixture
     def lane(self, request: pytest.FixtureRequest) -> Iterator[Lane]:
         pool = open_pool("ray", request.param, name="stage")
