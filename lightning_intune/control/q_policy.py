@@ -17,7 +17,7 @@ MARGIN = 0.04
 """What the network must see to gain before it leaves the model's proposal: about 0.3 % of the rate."""
 REST_MARGIN = 0.1
 """What it must see to gain over the best widths known before it leaves them while the pipeline rests: 0.7 %."""
-STAGE_MARGIN = 0.1
+STAGE_MARGIN = 0.25
 """What a single stage must gain to depart from it: fewer of those stand the test of other pipelines."""
 
 
