@@ -131,7 +131,7 @@ def test_the_picture_shows_what_is_there_and_nothing_else() -> None:
     assert flows.decisions == ["control"]
     assert {("flow", "meters"), ("control", "meters"), ("flow", "knobs"), ("control", "knobs")} <= flows.imports
     assert not {("flow", "control"), ("control", "flow")} & flows.imports
-    assert {"ParquetSource", "Filter", "EqualSteps"} <= set(flows.nodes)
+    assert {"ParquetSource", "ElasticMapper", "EqualSteps"} <= set(flows.nodes)
     assert flows.stages == ["read", "transform", "prefetch"]
     bare = draw(replace(flows, imports=set()))  # code that does not meet has no arrows but those between its stages
     assert bare.count("marker-end") == len(flows.stages) + 1

@@ -39,6 +39,7 @@ class Flows:
     """(who, whom), by top-level names."""
     stages: list[str]
     nodes: list[str]
+    """Those that packages give out by name."""
     agents: list[str]
     meters: list[str]
     """Fields of `StageStats`."""
@@ -54,13 +55,14 @@ def read(package: Path = PACKAGE, settings: Path = ROOT / "pyproject.toml") -> F
     light = next(wall for wall in walls if "lightning" in wall["forbidden_modules"])
     trees = {path: ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
     classes = {node.name: node for tree in trees.values() for node in tree.body if isinstance(node, ast.ClassDef)}
+    public = {name.asname for path, tree in trees.items() if path.name == "__init__.py" for name in _aliases(tree)}
     return Flows(
         data=[name.partition(".")[2] for name in data["source_modules"]],
         decisions=[name.partition(".")[2] for name in data["forbidden_modules"]],
         lightning=sorted({rule.partition(" ")[0].partition(".")[2] for rule in light["ignore_imports"]}),
         imports={(_top(path, package), name) for path, tree in trees.items() for name in _imported(tree, package.name)},
         stages=_values(trees, "_STAGES"),
-        nodes=sorted(name for name, of in classes.items() if _is_node(of) and not name.startswith("_")),
+        nodes=sorted(name for name, of in classes.items() if name in public and _is_node(of, classes)),
         agents=_values(trees, "AgentName"),
         meters=_fields(classes["StageStats"]),
         knobs=_fields(classes["Knob"]),
@@ -79,9 +81,16 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (name.name for name in node.names)
 
 
-def _is_node(of: ast.ClassDef) -> bool:
+def _aliases(tree: ast.Module) -> Iterator[ast.alias]:
+    """What a package's `__init__.py` gives out: `from x import Y as Y`."""
+    yield from (name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names)
+
+
+def _is_node(of: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
+    """Whether `Node` is among its ancestors."""
     bases = [base.value if isinstance(base, ast.Subscript) else base for base in of.bases]
-    return any(isinstance(base, ast.Name) and base.id == "Node" for base in bases)
+    names = [base.id for base in bases if isinstance(base, ast.Name)]
+    return "Node" in names or any(name in classes and _is_node(classes[name], classes) for name in names)
 
 
 def _fields(of: ast.ClassDef) -> list[str]:
