@@ -21,8 +21,7 @@ class TableState:
     """Tables and their optimizer's state as tensors with a row for every id.
 
     On one rank they are plain tensors; on several a `DTensor` each, of which a rank holds its own rows, as
-    `torch.distributed.checkpoint` saves them and loads them on another number of ranks. No call is a collective, but
-    for the first on several ranks, which makes a device mesh.
+    `torch.distributed.checkpoint` saves them and loads them on another number of ranks. No call is a collective.
     """
 
     def __init__(self, tables: Tables, shards: list[Shard], prefix: str) -> None:

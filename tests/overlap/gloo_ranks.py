@@ -65,10 +65,9 @@ def train(rank: int, folder: Path) -> dict[str, Any]:
         iterator = iter(batches)
         losses = [float(pipeline.progress(iterator)) for _ in range(5)]
         if overlap:
-            dcp.save(saved(model), checkpoint_id=folder / "saved")  # while the next batch's rows are on their way
             if rank == 0:
-                out["keys"] = sorted(model.state_dict())
-                model.bags.state_dict()  # no collective: one rank alone may ask
+                out["keys"] = sorted(model.state_dict())  # no collective: one rank alone may ask
+            dcp.save(saved(model), checkpoint_id=folder / "saved")  # while the next batch's rows are on their way
         losses += steps(pipeline, iterator)  # pyright: ignore[reportArgumentType] - an iterator is iterable
         out[name] = [losses, {key: value.tolist() for key, value in state_of(model).items()}]
         pipeline.shutdown()
