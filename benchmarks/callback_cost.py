@@ -128,8 +128,8 @@ def table(figures: dict[str, Any]) -> str:
     low, high = figures["share_of_step_spread"]
     share = f"{figures['share_of_step']:.2%} ({low:.2%} to {high:.2%}), over {figures['turns']:.0f} turns a run"
     return (
-        f"The callback adds {figures['added_us_per_step']:.1f} us of CPU to a step of {figures['step_ms']:g} ms: {share}; "
-        f"{figures['hook_us_per_step']:.1f} us of it within its hook. By the wall a step took "
+        f"The callback adds {figures['added_us_per_step']:.1f} us of CPU to a step of {figures['step_ms']:g} ms: "
+        f"{share}; {figures['hook_us_per_step']:.1f} us of it within its hook. By the wall a step took "
         f"{figures['wall_step_ms']:.1f} ms."
     )
 
