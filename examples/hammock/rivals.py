@@ -36,7 +36,7 @@ def hammock(
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[InTuneCallback(seed=seed)],
+        callbacks=[InTuneCallback(seed=seed, log_decisions=False)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
