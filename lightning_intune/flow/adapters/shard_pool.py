@@ -163,7 +163,7 @@ class ShardLane(Lane):
     """A stage worker's way to the shards; what their processes spend on its tickets is its cost."""
 
     def __init__(self, pool: ShardPool) -> None:
-        self._pool, self._cpu_s, self._fn_s = pool, 0.0, 0.0
+        self._pool, self._cpu_s, self._fn_s, self._run_delay_s = pool, 0.0, 0.0, 0.0
         self._at: Lane | None = None
         self.is_killed = False
 
@@ -184,16 +184,21 @@ class ShardLane(Lane):
 
     def runs_in(self, lane: Lane, ticket: Ticket) -> Any:
         """The outcome of `ticket` in a shard's own process."""
-        before_s, self._at = lane.cpu_s, lane
+        (cpu_s, delay_s), self._at = (lane.cpu_s, lane.run_delay_s), lane
         try:
             return lane.run([ticket])[0]
         finally:
             self._at = None
-            self._cpu_s += lane.cpu_s - before_s
+            self._cpu_s += lane.cpu_s - cpu_s
+            self._run_delay_s += lane.run_delay_s - delay_s
 
     @property
     def cpu_s(self) -> float:
         return self._cpu_s
+
+    @property
+    def run_delay_s(self) -> float:
+        return self._run_delay_s
 
     @property
     def fn_s(self) -> float:
