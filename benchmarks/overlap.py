@@ -3,10 +3,10 @@
 The link is SHAPED: gloo over one machine's loopback is slowed down to `link`, by sleeping, which takes no CPU. `sync`
 is the same pipeline with `overlap=False`: ids go ahead, as in TorchRec's TrainPipelineSparseDist, and all rows and
 gradients are waited for. It is not TorchRec's own code, which sends pooled bags, not rows. `exposed_share` and
-`ratio_exposed` are those of 10 % collisions; `measured` has the others. Compute is a device's: ranks sleep 60 ms of a
-step, so that CPUs are free for the exchange, as beside a GPU; `on_cpu` has a perceptron on the CPU instead, which the
-exchange competes with. Ranks share the machine's cores where there are fewer of them. `predicted` beyond 4 ranks is a
-model's word, for the workload named there, and was measured nowhere. `--quick` takes fewer steps and pairs.
+`ratio_exposed` are those of 10 % collisions; `measured` has the others. Compute is a perceptron on the CPU, which the
+exchange competes with: beside a GPU it would not. `slower_unshaped` is without a shaped link and with next to no compute
+to hide behind. Ranks share the machine's cores where there are fewer of them. `predicted` beyond 4 ranks is a model's
+word, for the workload named there, and was measured nowhere. `--quick` takes fewer steps and pairs.
 """
 
 from __future__ import annotations
@@ -52,15 +52,13 @@ def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [f"link {figures['link']}; planning {figures['plan_ms']:.2f} ms for {figures['plan_ids']} ids"]
     for ranks, found in figures["measured"].items():
-        cases = {f"{share:>3} % collide": row for share, row in found["by_collisions"].items()}
-        for name, row in (cases | {"10 %, computing on CPUs": found["on_cpu"]}).items():
+        for share, row in found["by_collisions"].items():
             line = (
-                f"{ranks} ranks on {found['cores']} cores, {name}: waits {row['exposed_ms_sync']:.1f} -> "
+                f"{ranks} ranks on {found['cores']} cores, {share:>3} % collide: waits {row['exposed_ms_sync']:.1f} -> "
                 f"{row['exposed_ms_ours']:.1f} ms of {row['step_ms_sync']:.1f} -> {row['step_ms_ours']:.1f} ms "
-                f"(ratio {row['ratio_exposed']:.2f})"
+                f"(ratio {row['ratio_exposed']:.2f}); predicted/measured {row['predicted']['sync']:.2f}, "
+                f"{row['predicted']['ours']:.2f}"
             )
-            if "predicted" in row:
-                line += f"; predicted/measured {row['predicted']['sync']:.2f}, {row['predicted']['ours']:.2f}"
             lines.append(line)
         lines.append(f"{ranks} ranks, link not shaped: a step takes {found['slower_unshaped']:.3f} of sync's time")
     for ranks in (2, 4, 16, 64, 256, 1024):

@@ -27,7 +27,7 @@ def measured(world_size: int, num_steps: int, repeats: int) -> dict[str, Any]:
     unshaped = [_mean([rank["unshaped"][pair] for rank in ranks]) for pair in range(repeats)]
     put(out, "slower_unshaped", [pair["ours"]["step_s"] / pair["sync"]["step_s"] for pair in unshaped])
     exchange_s = 2 * statistics.median(pair["sync"]["exposed_s"] for pair in unshaped)  # half of it is waited for
-    for name in (*COLLISIONS, "on_cpu"):
+    for name in COLLISIONS:
         pairs = [_mean([rank[name][pair] for rank in ranks]) for pair in range(repeats)]
         row: dict[str, Any] = {}
         for way in ("sync", "ours"):
@@ -36,11 +36,8 @@ def measured(world_size: int, num_steps: int, repeats: int) -> dict[str, Any]:
             put(row, f"exposed_share_{way}", [pair[way]["exposed_s"] / pair[way]["step_s"] for pair in pairs])
         put(row, "ratio_exposed", [pair["ours"]["exposed_s"] / pair["sync"]["exposed_s"] for pair in pairs])
         put(row, "step_ratio", [pair["ours"]["step_s"] / pair["sync"]["step_s"] for pair in pairs])
-        if name in COLLISIONS:
-            row["predicted"] = _predicted(world_size, pairs, int(name) / 100, exchange_s)
-            out["by_collisions"][name] = row
-        else:
-            out[name] = row
+        row["predicted"] = _predicted(world_size, pairs, int(name) / 100, exchange_s)
+        out["by_collisions"][name] = row
     return out
 
 
