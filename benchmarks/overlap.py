@@ -4,9 +4,9 @@ The link is SHAPED: gloo over one machine's loopback is slowed down to `link`, b
 is the same pipeline with `overlap=False`: ids go ahead, as in TorchRec's TrainPipelineSparseDist, and all rows and
 gradients are waited for. It is not TorchRec's own code, which sends pooled bags, not rows. `exposed_share` and
 `ratio_exposed` are those of 10 % collisions; `measured` has the others. Compute is a perceptron on the CPU, which the
-exchange competes with: beside a GPU it would not. `slower_unshaped` is without a shaped link and with little compute to
-hide behind. Ranks share the machine's cores where there are fewer of them. `predicted` beyond 4 ranks is a model's word,
-for the workload named there, and was measured nowhere. `--quick` takes fewer steps and pairs.
+exchange competes with: beside a GPU it would not. `slower_unshaped` is without a shaped link and with little compute.
+Ranks share the cores where there are fewer of them. `predicted` beyond 4 ranks is a model's word, for the workload
+named there, and was measured nowhere. `--quick` takes fewer steps and pairs.
 """
 
 from __future__ import annotations
