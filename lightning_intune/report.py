@@ -183,6 +183,11 @@ def advice(found: DecisionLike | Findings) -> str:
     limit = limits(found)
     if limit is None:
         return "No turn was measured: the run was shorter than one turn."
+    if limit == "trainer" and found.wait_share >= _TRAINER_LIMITS_BELOW:
+        return (
+            "No stage limits: all of them wait for room. What the trainer waited for is the start of the run and the "
+            "handing over of batches: a longer run tells more, larger batches are handed over less often."
+        )
     if limit == "trainer":
         return "The trainer limits: data is ready, or nearly, when it asks. A faster model or device would be used."
     if found.roofline_share >= _AT_ROOFLINE:

@@ -44,6 +44,7 @@ def test_stages_that_wait_for_room_do_not_limit_a_trainer_that_waits_a_little() 
         Stage("prefetch", 0.01, blocked_share=0.98),
     )
     assert limits(Turn(0.2, 0.9, stages=idle)) == "trainer"
+    assert advice(Turn(0.2, 0.9, stages=idle)).startswith("No stage limits: all of them wait for room.")
     assert limits(Turn(0.6, 0.9, stages=idle)) == "transform"
 
 
