@@ -76,6 +76,7 @@ def live(ref: Callable[[], Job | None], gate: Gate, worker: Worker) -> None:
         worker.drop_lane()
         if job is not None:
             job.leave(worker)
+        job = None  # an error it keeps may lead here (see `run`)
 
 
 @final

@@ -3,6 +3,10 @@
 A worker *claims* (takes the next item from upstream, one claimer at a time), works outside every
 lock, and puts the result into a small buffer from which the consumer takes it. There is no reader
 thread, no sorter thread and no polling; whoever waits is woken by the event it waits for.
+
+An error leads, by its traceback, to every frame it was raised under. Those of a run let go of it as they end
+(`del self`): the buffer may hold the error, and a run that refers to itself would keep its source, and the source's
+workers, until a garbage collection.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 from lightning_intune.errors import stage_error
@@ -191,6 +196,7 @@ class Run:
             if type(outcome) is Failed and not isinstance(outcome.error, Exception):
                 raise outcome.error  # Ctrl-C, or what a signal's handler raised, in the user's own thread
             self._put(worker, work, [outcome])
+            del outcome  # it may hold an error, which leads here
         with self._lock:
             self._meter.settle(worker, IDLE, self._plan.clock())
             self._meter.cpu_s += time.thread_time() - before_s
@@ -246,8 +252,11 @@ class Run:
 
     def go_on(self, worker: Worker, work: Work) -> Step:
         if work:
-            return self._process(worker, work)
-        return self._pull(worker, self._claim()) if self._hoard is None else self._collect(worker, self._hoard)
+            step = self._process(worker, work)
+        else:
+            step = self._pull(worker, self._claim()) if self._hoard is None else self._collect(worker, self._hoard)
+        del self
+        return step
 
     def look(self, worker: Worker) -> Step:
         self._meter.settle(worker, STARVED, self._plan.clock())
@@ -300,7 +309,9 @@ class Run:
                 with self._lock:
                     self._claiming = False
                 raise  # as above
-            return self._end(worker, raised)
+            step = self._end(worker, raised)
+            del self
+            return step
         with self._lock:
             self._claiming = False
             self._meter.settle(worker, BUSY, self._plan.clock())
@@ -327,7 +338,9 @@ class Run:
             try:
                 numbers, items, snapshot = self._intake.pull(max(1, limit - len(self._inbox)))
             except BaseException as raised:  # noqa: BLE001 - raised in the consumer
-                return self._end(worker, raised)
+                step = self._end(worker, raised)
+                del self
+                return step
             now_s = clock()
             with self._lock:
                 self._in_flight += len(items)
@@ -396,29 +409,38 @@ class Run:
             outcomes = call_in_lane(
                 worker, lanes, items, lambda: gate.is_closing, max_tries=_MAX_TRIES, within_s=self._plan.within_s
             )
-            return self._put_from_lane(worker, work, outcomes)
+            step = self._put_from_lane(worker, work, outcomes)
+            del self, outcomes
+            return step
         item = work[0][1]
         outcome = item if fn is None else call(fn, item)
         if type(outcome) is Failed and self._triage.is_active:
             outcome = self._treat(worker, work[0], outcome)
-        return self._put(worker, work, [outcome])
+        step = self._put(worker, work, [outcome])
+        del self, outcome
+        return step
 
     def _treat(self, worker: Worker, numbered: tuple[int, Any], outcome: Failed) -> Any:
         """Outside the lock: what the stage's `on_error` makes of a failure."""
         number, item = numbered
+        gate, again = self.gate, partial(self._try_again, worker, number, item)
+        try:
+            return self._triage.treat(number, item, outcome, again, lambda seconds: gate.doze(worker.bell, seconds))
+        finally:
+            del self, again, outcome
+
+    def _try_again(self, worker: Worker, number: int, item: Any) -> Any:
         fn, lanes, gate = self._plan.fn, self._plan.lanes, self.gate
         assert fn is not None
-
-        def again() -> Any:
-            with self._lock:
-                self._meter.num_retried += 1
-                worker.number = number
-                self._meter.settle(worker, BUSY, self._plan.clock())  # a timeout is one try's
-            if lanes is None or worker is self._inline:
-                return call(fn, item)
-            return call_in_lane(worker, lanes, [item], lambda: gate.is_closing, max_tries=_MAX_TRIES)[0]
-
-        return self._triage.treat(number, item, outcome, again, lambda seconds: gate.doze(worker.bell, seconds))
+        with self._lock:
+            self._meter.num_retried += 1
+            worker.number = number
+            self._meter.settle(worker, BUSY, self._plan.clock())  # a timeout is one try's
+        is_inline = worker is self._inline
+        del self
+        if lanes is None or is_inline:
+            return call(fn, item)
+        return call_in_lane(worker, lanes, [item], lambda: gate.is_closing, max_tries=_MAX_TRIES)[0]
 
     def _put_from_lane(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
         num_done = len(outcomes)
@@ -431,7 +453,9 @@ class Run:
             with self._lock:
                 self._inbox.extendleft(reversed(work[num_done:]))
                 ring(self.gate.can_claim)
-        return self._put(worker, work[:num_done], outcomes, fn_s=worker.fn_s())
+        step = self._put(worker, work[:num_done], outcomes, fn_s=worker.fn_s())
+        del self, outcomes
+        return step
 
     def _put(self, worker: Worker, work: Work, outcomes: list[Any], *, fn_s: float | None = None) -> Step:
         """Hand outcomes to the consumer, and find the worker's next step under the same lock."""

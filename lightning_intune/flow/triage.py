@@ -77,13 +77,16 @@ class Triage:
             if is_last:
                 # What had come out before the state was saved cannot be left out now.
                 if self._policy.skip and number >= self._came_out_below and wait(0.0):
-                    return Skipped(number, outcome.error, _shown(item))
-                return outcome
+                    outcome = Skipped(number, outcome.error, _shown(item))
+                break
             if not wait(self._policy.delay_s(num_retries, chance=self._rng.random())):
-                return outcome
+                break
             num_retries += 1
             outcome = again()
-        return outcome
+        try:
+            return outcome
+        finally:
+            del outcome, again  # the error of a retry leads to this frame (see `run`)
 
     def is_for(self, error: BaseException) -> bool:
         """Whether the policy has a say in this error."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
 
-from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
+from lightning_intune.flow import (
+    ElasticLoader,
+    ElasticMapper,
+    ElasticPrefetcher,
+    Filter,
+    IterableSource,
+    Node,
+    OnError,
+)
 
 
 class Pipeline:
@@ -50,6 +59,58 @@ def test_a_stage_whose_function_refers_back_to_it_goes_with_its_last_user(width:
             break
         next(iter(workers)).join(0.01)
     assert dropped() is None
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+def fails_on_2(n: int) -> list[int]:
+    if n == 2:
+        raise ValueError(n)
+    return [n]
+
+
+EVERYTHING = OnError(skip=True, max_share=1.0)
+BEHIND_A_PREFETCHER: dict[str, Callable[[Node[int]], ElasticMapper[Any]]] = {
+    "plain": lambda node: ElasticMapper(node, float, 2),
+    "raises": lambda node: ElasticMapper(node, fails_on_2, 2),
+    "raises, bounded": lambda node: ElasticMapper(node, fails_on_2, 2, max_bytes=1),
+    "source raises": lambda node: ElasticMapper(Filter(node, fails_on_2), float, 2),
+    "source raises in bursts": lambda node: ElasticMapper(Filter(node, fails_on_2), float, 2, prebatch=2),
+    "skips": lambda node: ElasticMapper(node, fails_on_2, 2, on_error=EVERYTHING),
+    "retries": lambda node: ElasticMapper(node, fails_on_2, 2, on_error=OnError(retries=1, backoff_s=0.0)),
+    "skips after a retry": lambda node: ElasticMapper(
+        node, fails_on_2, 2, on_error=OnError(retries=1, backoff_s=0.0, skip=True, max_share=1.0)
+    ),
+    "skips in a process": lambda node: ElasticMapper(node, fails_on_2, 1, method="process", on_error=EVERYTHING),
+}
+
+
+@pytest.mark.usefixtures("without_collections")
+@pytest.mark.parametrize("behind", BEHIND_A_PREFETCHER.values(), ids=BEHIND_A_PREFETCHER)
+def test_errors_that_nobody_came_for_do_not_keep_a_dropped_graph_at_work(
+    behind: Callable[[Node[int]], ElasticMapper[Any]],
+) -> None:
+    before = set(threading.enumerate())
+    node = behind(ElasticPrefetcher(IterableSource([0, 1, *[2] * 10**4]), 2))
+    assert len(list(islice(node, 2))) == 2
+    workers = set(threading.enumerate()) - before
+    assert workers
+    for _ in range(2000):  # until the third item has failed
+        if node.stats().num_ready > 0:
+            break
+        next(iter(workers)).join(0.005)
+    assert node.stats().num_ready > 0
+    del node
     for worker in workers:
         worker.join(10)
     assert not any(worker.is_alive() for worker in workers)
