@@ -92,7 +92,8 @@ def test_a_block_of_python_runs_as_written(block: str, clicks: Path) -> None:
     (clicks / "my_model.py").write_text(python_blocks(README)[0])  # as the README says
     script = clicks / "block.py"  # a file, as a reader would have it: worker processes may import it
     script.write_text("from given import *\n" + block)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if this checkout were installed
+    # As if this checkout were installed; ranks that share two cores do not share them well with several threads each.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, script], cwd=clicks, env=environment, capture_output=True, text=True, check=False, timeout=110
     )
