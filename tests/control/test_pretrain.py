@@ -56,7 +56,12 @@ def test_another_seed_makes_others():
 
 
 @pytest.mark.slow
-def test_the_command_writes_weights_that_load_and_a_report(tmp_path):
+def test_the_command_writes_weights_that_load_and_a_report(tmp_path, monkeypatch):
+    # As much comparison as the tests need: the command's own takes minutes.
+    def compared(weights, _settings, rng, *, plain):
+        return learn_by_comparison(weights, TINY.comparison, rng, plain=plain)
+
+    monkeypatch.setattr("lightning_intune.control.pretrain.learn_by_comparison", compared)
     assert main(["--seed", "3", "--turns", "5", "--out", str(tmp_path), "--name", "policy"]) == 0
     make_agent("dqn", weights=tmp_path / "policy.safetensors")
     report = json.loads((tmp_path / "policy.json").read_text())
