@@ -239,6 +239,7 @@ class Run:
         self._lock = self.gate.lock
         if self.crew.orphan():
             self.gate.is_closing = True
+            self._claiming = False  # who was in the source then is not here either, and will not come back
             self._end_text = "ran in the process that forked this one; threads do not cross a fork"
 
     # ---- the workers ----

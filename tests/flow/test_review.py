@@ -121,6 +121,40 @@ def test_a_running_stage_says_in_a_forked_child_that_it_does_not_run_there() -> 
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True, timeout=60)
 
 
+FORKING_IN_THE_SOURCE = """
+import os, signal, threading
+from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
+
+parent, inside, goes_on = os.getpid(), threading.Event(), threading.Event()
+
+class Source:
+    def __iter__(self):
+        for number in range(100):
+            if number == 1 and os.getpid() == parent:
+                inside.set()
+                goes_on.wait()
+            yield number
+
+loader = ElasticLoader(ElasticMapper(IterableSource(Source()), abs, 1))
+it = iter(loader)
+next(it)
+assert inside.wait(20)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    os._exit(7 if list(loader) == list(range(100)) else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+goes_on.set()
+assert status == 7, status
+assert len(list(it)) == 99
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_while_a_worker_is_in_the_source_leaves_the_child_free_to_begin_anew() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING_IN_THE_SOURCE], check=True, timeout=60)
+
+
 def test_several_threads_may_share_a_stage() -> None:
     node, out = ElasticMapper(IterableSource(range(2000)), same, 3), list[int]()
     out.append(next(node))
