@@ -99,7 +99,7 @@ def test_a_peer_gives_the_same_batches_and_reads_each_once(folder: Path, name: s
     pytest.importorskip(module)
     if name != "dataloader":  # the others leave threads behind: in a process of their own, as the contest runs them
         job = {"folder": str(folder), "engine": name, "setting": setting}
-        found, error = measured("tests.benchmarks.counted", job, 60.0)
+        found, error = measured("tests.benchmarks.counted", job, 110.0)
         assert error == ""
         assert found is not None
         assert found["digests"] == _expected(folder)
@@ -192,7 +192,7 @@ def test_a_rate_that_is_never_reached_counts_until_the_end() -> None:
 
 def test_a_run_that_fails_says_why(folder: Path) -> None:
     job = {"workload": "local", "folder": str(folder / "nothing"), "engine": "plain", "setting": "loop"}
-    found, error = measured("benchmarks.peers_parts.child", job, 60.0)
+    found, error = measured("benchmarks.peers_parts.child", job, 110.0)
     assert found is None
     assert "nothing" in error or "list index out of range" in error
 
