@@ -44,6 +44,8 @@ class GuardSettings:
     """Turns at the best known widths after which fewer workers are tried, where some only waited for a core."""
     fewer_again: float = 16.0
     """Turns until they are tried again; twice as many after each trial, for one noisy turn decides nothing."""
+    fewer_delay: float = 0.3
+    """Share of the workers' busy time that was waiting for a core, at least: waiting for storage is none of it."""
     fewer_gain: float = 0.1
     """What the model must foretell for them over the present rate, which is without waiting for cores."""
     full: float = 0.01
@@ -151,6 +153,7 @@ class Guard:
         self.fewer_turns = np.where(situation.has_shifted, 0.0, self.fewer_turns)
         stays = (wanted == reading.width).all(1) & (reading.width == situation.best_widths).all(1)
         is_less = (situation.fewer != reading.width).any(1)
+        is_less &= reading.run_delay.sum(1) > settings.fewer_delay * reading.busy.sum(1)
         promising = situation.predicted_fewer > situation.rate * (1.0 + settings.fewer_gain)
         tries = stays & is_less & promising & (self.quiet_turns >= settings.fewer_after) & (self.fewer_wait <= 0)
         self.fewer_turns = np.where(tries, np.maximum(settings.fewer_again, 2.0 * self.fewer_turns), self.fewer_turns)
