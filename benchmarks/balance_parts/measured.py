@@ -11,26 +11,21 @@ clock stands beside (`throughput_ratio_wall`): true where every rank has a core,
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.ranks import run_ranks
 from benchmarks.result import put
 
-ROOT = Path(__file__).resolve().parents[2]
 SIGMA = 1.5
 SETTLED = 16  # steps until windows are at their full size and the costs are fitted: not counted, in either mode
 
 
 def measured(world_size: int, num_steps: int, repeats: int) -> dict[str, Any]:
     """`measured.{ranks}`: medians over pairs of runs, mode off and mode global in turn on the same shards."""
-    by_rank = _run(world_size, num_steps, repeats)
+    by_rank = run_ranks("benchmarks.balance_parts.rank", world_size, SIGMA, num_steps, repeats, limit_s=280)
     rows: list[dict[str, float]] = []
     for pair in range(repeats):
         off, ours = (_figures([runs[2 * pair + which] for runs in by_rank]) for which in (0, 1))
@@ -68,27 +63,3 @@ def _figures(ranks: list[dict[str, Any]]) -> dict[str, float]:
         "samples_per_s": samples / float((process.max(axis=0) + waited).sum()),
         "samples_per_s_wall": samples / float(wall.max(axis=0).sum()),
     }
-
-
-def _run(world_size: int, num_steps: int, repeats: int) -> list[list[dict[str, Any]]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [str(world_size), str(Path(folder) / "store"), str(SIGMA), str(num_steps), str(repeats)]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.balance_parts.rank", str(rank), *settings],
-                env=environment,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            outputs = [rank.communicate(timeout=280)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    if any(rank.returncode for rank in ranks):
-        raise RuntimeError(f"ranks ended with {[rank.returncode for rank in ranks]}; their errors are above")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from benchmarks.overlap_parts.rank import DIM, LINK, NUM_ROWS
+from benchmarks.ranks import run_ranks
 from benchmarks.result import put
 from lightning_intune.overlap.schedule import Workload, predict
 
-ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = "10"
 COLLISIONS = ("0", "10", "50", "100")
 
 
 def measured(world_size: int, num_steps: int, repeats: int) -> dict[str, Any]:
     """By case, medians over pairs of runs; `slower_unshaped`: ours over sync, a step, where there is little to hide."""
-    ranks = _run(world_size, num_steps, repeats)
+    ranks = run_ranks("benchmarks.overlap_parts.rank", world_size, num_steps, repeats, limit_s=900)
     out: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "by_collisions": {}}
     unshaped = [_mean([rank["unshaped"][pair] for rank in ranks]) for pair in range(repeats)]
     put(out, "slower_unshaped", [pair["ours"]["step_s"] / pair["sync"]["step_s"] for pair in unshaped])
@@ -64,27 +59,3 @@ def _predicted(
         exposed_s = predict(work, LINK, world_size, overlap=way == "ours").exposed_s
         out[way] = exposed_s / statistics.median(pair[way]["exposed_s"] for pair in pairs)
     return out
-
-
-def _run(world_size: int, num_steps: int, repeats: int) -> list[dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = [str(world_size), str(Path(folder) / "store"), str(num_steps), str(repeats)]
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.overlap_parts.rank", str(rank), *settings],
-                env=environment,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
-        try:
-            outputs = [rank.communicate(timeout=900)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    if any(rank.returncode for rank in ranks):
-        raise RuntimeError(f"ranks ended with {[rank.returncode for rank in ranks]}; their errors are above")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
