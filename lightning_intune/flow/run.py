@@ -27,6 +27,7 @@ from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
 from lightning_intune.flow.node import BaseNode, State
 from lightning_intune.flow.outbox import Outbox
+from lightning_intune.flow.patience import Patience
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.sizes import item_nbytes
 from lightning_intune.flow.stage_meter import StageMeter
@@ -67,6 +68,7 @@ class Run:
         self._target, self._bound, self._fixed_bound = 0, 1, None
         self._inbox: deque[tuple[int, Any]] = deque()  # claimed, and not yet in any worker's hands
         self._hoard = Hoard() if plan.hoards else None
+        self._patience = Patience(plan, self.gate, self.crew, self._triage, self._hoard)
         self._outbox = Outbox(self._buffer, plan.max_bytes, self.gate)
         self._is_bounded, self._remembers = self._outbox.is_bounded, self._triage.remembers
         self._in_flight = 0
@@ -141,41 +143,12 @@ class Run:
         return item
 
     def _wait_for_item(self) -> None:
-        limit_s = self._plan.timeout_s
         self._num_waiting += 1
         try:
             self._call_worker()
-            if self._hoard is not None:
-                self._wait_and_watch(self._hoard)
-                return
-            self.gate.has_item.wait(limit_s)
-            # Not only when the wait has run out: whoever resizes often wakes the consumer before that.
-            if limit_s is not None and self._buffer.peek() is NOTHING:
-                self._check_timeout(limit_s)
+            self._patience.wait(self._buffer, self._inbox)
         finally:
             self._num_waiting -= 1
-
-    def _wait_and_watch(self, hoard: Hoard) -> None:
-        woken = self.gate.has_item.wait(hoard.patience_s())
-        if not woken and hoard.is_stuck() and self._inbox:
-            if self.gate.can_claim:
-                ring(self.gate.can_claim)
-            else:
-                self.crew.grow(len(self._workers) + 1)  # one more, until the claimer is back
-
-    def _check_timeout(self, limit_s: float) -> None:
-        now_s = self._plan.clock()
-        for worker in self._workers:
-            if worker.phase is BUSY and now_s - worker.since_s >= limit_s:
-                cause = TimeoutError(f"the function has worked for {now_s - worker.since_s:.1f} s")
-                if worker.lane is not None and worker.overdue is None and self._triage.is_for(cause):
-                    worker.overdue = (worker.number, cause)
-                    worker.lane.kill()
-                    continue
-                if worker.overdue is not None and now_s - worker.since_s < 2 * limit_s:
-                    continue  # killed; a lane that cannot be is raised
-                hint = f"Raise timeout_s={limit_s:g} if that is normal for this stage."
-                raise stage_error(self._plan.name, worker.number, cause, hint)
 
     def _work_inline(self) -> None:
         """Width 0: the consumer is the worker, for one claim, in its own thread."""
