@@ -63,7 +63,7 @@ class Journal:
             save_widths(self._file.folder / "intune_widths.yaml", widths)
         for logger in self._boards:
             for name, shown in found.items():
-                write_summary(logger, name, shown, self._trainer.global_step)
+                write_summary(logger, name, shown, logged_step(self._trainer))
             write_hyperparameters(logger, settings, last)
 
     def _log(self, values: dict[str, float]) -> None:

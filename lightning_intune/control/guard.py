@@ -113,7 +113,7 @@ class Guard:
 
         away = (reading.width != best).any(1)
         reverts = is_worse(situation.rate, situation.visits) & away
-        taboo = is_worse(*known).reshape(-1, len(away)).any(0) & ~reverts
+        taboo = np.atleast_2d(is_worse(*known)).any(0) & ~reverts
         wanted = np.where((reverts | taboo)[:, None], best, wanted)
         return wanted, np.where(reverts, int(Why.REVERTED), np.where(taboo, int(Why.TABOO), why))
 
