@@ -34,8 +34,8 @@ examples: setup ## Every example in full, one after the other (about ten minutes
 docs: setup ## Build the documentation into site/ (its tools go into .venv-docs)
 	@$(bin)/python tools/build_docs.py
 
-test: setup ## The tests, less those marked slow
-	@$(bin)/python -m pytest -q
+test: setup ## The tests, less those marked slow, on up to four cores
+	@$(bin)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 slow: setup ## The tests marked slow
 	@$(bin)/python -m pytest -q -m slow
