@@ -14,6 +14,8 @@ from lightning_intune.control.reading import Reading
 from lightning_intune.control.reward import RewardSettings, worth
 from lightning_intune.control.step_time import StepTime
 
+_IDLE = 0.03
+"""Busy for less than this share of its workers' time, a stage is idle."""
 _FORGET_ALARMS = 0.8
 """Part of the alarms after moves that is remembered after a turn."""
 
@@ -240,6 +242,8 @@ class Knowledge:
         # The work of few workers counts for little, unless they are busy themselves: such a stage limits the others.
         use = ratio(reading.busy, reading.width)
         matters = (reading.busy > 0.05 * reading.busy.max(1, keepdims=True)) | (use > 0.3)
+        # A stage that is idle, and was to be, limits nothing: its times are those of waking up, and scatter as such.
+        matters &= np.maximum(use, ratio(expected * x[:, None], reading.width)) > _IDLE
         held = (reading.width == self.last_widths).all(1)
         # After a move costs change by contention alone; only a doubling is then a shift of its own. Where one move
         # after the other doubles or halves them (memory reused or not), each takes twice as much to be believed.

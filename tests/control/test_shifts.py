@@ -37,6 +37,16 @@ def test_a_thread_that_waits_for_a_core_before_it_is_busy_is_no_shift():
     assert not any(shifts([turn(4.0, 2.0), *[turn(4.0, 2.0, delay_ms=5.0)] * 4, turn(4.0, 2.0)]))
 
 
+def test_a_stage_that_is_idle_has_not_shifted_however_its_times_scatter():
+    # 1 % of one worker's time, or 2.5 %: waking up takes a different time each time.
+    assert not any(shifts([turn(1.0, 0.1), turn(1.0, 0.25), turn(1.0, 0.05)] * 6))
+
+
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(0.1, 4.0), (4.0, 0.1)])
+def test_a_stage_that_was_idle_or_becomes_so_has_shifted(before_ms, after_ms):
+    assert shifts([turn(1.0, before_ms)] * 3 + [turn(1.0, after_ms)]) == [False, False, False, True]
+
+
 def test_costs_that_change_with_every_move_are_rarely_taken_for_a_shift():
     # Six times the cost at a width of 6, as where memory is no longer reused: believed once in four turns.
     found = shifts([turn(2.0, 1.0), turn(6.0, 6.0)] * 10)
