@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Show what the library sees of this machine, run an item through each lane, say what to change.",
     )
     parser.add_argument("path", nargs="?", type=Path, help="where the training data lies: its disk is looked at too")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    how.add_argument("--quiet", action="store_true", help="show only what is to be changed; nothing where all is well")
     parser.add_argument("--ray", action="store_true", help="try a Ray lane too: starts or joins a cluster (seconds)")
     options = parser.parse_args(arguments)
     if options.path is not None and not options.path.exists():
@@ -70,8 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         report = {"is_well": not is_bad, "findings": [asdict(finding) for finding in found]}
         sys.stdout.write(json.dumps(report) + "\n")
-    else:
-        _show(found)
+    elif shown := [finding for finding in found if not (options.quiet and finding.verdict == "ok")]:
+        _show(shown)
     return int(is_bad)
 
 

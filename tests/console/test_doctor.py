@@ -47,6 +47,22 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "/dev/shm" in out
 
 
+def test_quiet_shows_what_is_to_be_changed_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, odd = doctor.Finding(what="colour", found="blue"), doctor.Finding(what="disk", found="none", verdict="bad")
+    for name in ("machine", "versions", "limits"):
+        monkeypatch.setattr(doctor, name, lambda: [well])
+    monkeypatch.setattr(doctor, "lanes", lambda **_: [well])
+    assert console.main(["doctor", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(doctor, "lanes", lambda **_: [well, odd])
+    assert console.main(["doctor", "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert "disk" in out
+    assert "colour" not in out
+
+
 def test_a_path_that_is_not_there_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.main(["doctor", "/no/such/place"]) == 2
     assert "there is no file or folder '/no/such/place'" in capsys.readouterr().err
