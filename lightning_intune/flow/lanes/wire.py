@@ -11,10 +11,12 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from lightning_intune.flow.lanes.arena import Budget, Bytes, SlotsIn, SlotsOut, fill, layout
 from lightning_intune.flow.lanes.reducers import UnpicklableError, make_pickler
+
+_T = TypeVar("_T")
 
 # Kinds of message. The first two belong to the channel itself.
 SLOT, ELSEWHERE = 0, 1
@@ -243,33 +245,27 @@ class Channel:
     # ---- receiving ----
 
     def _receive(self) -> int:
-        while True:
-            try:
-                num_bytes = self._sock.recv_into(self._packet)
-            except BlockingIOError:
-                if self._is_dead():
-                    raise PeerGoneError from None
-                continue
-            except OSError as error:
-                raise PeerGoneError from error
-            if num_bytes == 0:
-                raise PeerGoneError
-            return num_bytes
+        num_bytes = self._once_there(self._sock.recv_into, self._packet)
+        if num_bytes == 0:
+            raise PeerGoneError
+        return num_bytes
 
     def _receive_fd(self) -> int:
         """The descriptor that follows an announcement: on a busy machine later than one look takes."""
+        _, fds, _, _ = self._once_there(socket.recv_fds, self._sock, 1, 1)
+        if not fds:
+            raise PeerGoneError
+        return fds[0]
+
+    def _once_there(self, receive: Callable[..., _T], *given: Any) -> _T:
         while True:
             try:
-                _, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
+                return receive(*given)
             except BlockingIOError:
                 if self._is_dead():
                     raise PeerGoneError from None
-                continue
             except OSError as error:
                 raise PeerGoneError from error
-            if not fds:
-                raise PeerGoneError
-            return fds[0]
 
     def _load_short(self, stream: memoryview, whole: bool) -> list[Any]:
         try:
