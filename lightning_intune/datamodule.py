@@ -43,7 +43,7 @@ class InTuneDataModule(LightningDataModule):
         val: Those for the validation in `fit`, and for `validate`.
         test: Those for `test`.
         predict: Those for `predict`.
-        batch_size: Rows per batch and rank.
+        batch_size: Rows per batch and rank; impressions, where the files' rows are sessions.
         shuffle: Whether training draws row groups, and rows within them, in a new order every epoch.
         seed: Of those orders, a whole number, 0 or more; the same seed gives the same batches at any width.
         mix_row_groups: From how many row groups at once a shuffled batch draws its rows; they are held in memory.
@@ -59,7 +59,8 @@ class InTuneDataModule(LightningDataModule):
         dedup: Groups of sparse features that repeat together within sessions, as ``[["user", "history"]]``:
             `batch.sparse` is then an `InverseKeyedJaggedTensor`, each group's repeated rows stored, and transformed,
             once. Rows keep their order within a row group, so that sessions stay together; batches mix
-            `mix_row_groups` of them.
+            `mix_row_groups` of them. Files of the session layout (`lightning-intune cluster --layout sessions`) say so
+            themselves: what is a session's own is then stored once without being named here.
         on_error: What to do about row groups (`read`) or batches (`transform`) on which a stage fails, as in
             ``{"read": retry(3)}`` or ``{"read": skip(max_share=0.001, quarantine="bad.jsonl")}``, in YAML
             ``{read: {retries: 3}}``. Others are raised. Where something may be skipped, an epoch's number of batches is

@@ -14,7 +14,9 @@ from lightning_intune.balance.settings import OFF, Balance
 from lightning_intune.balance.units import Units
 from lightning_intune.config import Schema
 from lightning_intune.dedup.jagged import Batch
+from lightning_intune.dedup.layout import SessionLayout
 from lightning_intune.dedup.plan import DedupPlan
+from lightning_intune.dedup.session_batches import SessionBatches
 from lightning_intune.dedup.transform import DedupSparse
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.agree import EqualSteps
@@ -35,6 +37,8 @@ Paths = str | list[str]
 _STAGES = ("read", "transform", "prefetch")
 _FIRST_WIDTHS = {"read": 1, "transform": 1, "prefetch": 2}
 _WINDOW_BATCHES = 4
+_IMPRESSIONS_PER_SESSION = 8
+"""A guess: of the session layout, row groups are cut into tables of about a batch before impressions are counted."""
 
 
 @final
@@ -99,9 +103,11 @@ class Pipeline:
         shuffle = place.is_train and self.shuffle
         settings = self.balance if place.is_train else self.balance.unbalanced
         units = Units(settings, self.schema, self.dedup, paths, self.filesystem) if settings.is_on else None
+        layout = SessionLayout.find(self.schema, self.dedup or (), paths, self.filesystem) if units is None else None
         source = ParquetSource(
             paths,
             columns=self.schema.columns if units is None else units.columns,
+            entries_of=None if layout is None else layout.counted,
             shuffle=shuffle,
             seed=self.seed,
             rank=place.rank,
@@ -109,25 +115,53 @@ class Pipeline:
             filesystem=self.filesystem,
             filters=self.filters,
         )
-        (self.schema if units is None else units).validate(source.arrow_schema)
-        num_batches = self._num_batches(source, are_rows=units is None or units.are_rows)
+        (units or layout or self.schema).validate(source.arrow_schema)
         if place.world_size > 1:
             _check_group()
         # What a filter lets through, or fails, shows in reading only.
         is_known = self.filters is None and not any(policy.skip for policy in self.on_error.values())
         if units is not None:
+            self._num_batches(source, are_rows=units.are_rows)  # for its complaint
             is_known = is_known and units.are_rows
             return self._balanced(source, units, settings, place, is_known=is_known, shuffle=shuffle)
+        if layout is not None:
+            node, num_batches = self._of_sessions(source, layout, shuffle=shuffle)
+        else:
+            node, num_batches = self._of_rows(source, shuffle=shuffle)
         known = num_batches if is_known else None
-        sparse = self._sparse()
-        reader = source.reader(dictionaries=True, shuffle_rows=shuffle and sparse is None)
-        node = self._cut(self._stage(source, reader, "read", "thread"), drop_last=self.drop_last, shuffle=shuffle)
-        node = self._stage(node, ToBatch(self.schema, sparse=sparse), "transform", self.method)
         node = self._ready(node)
         if place.world_size > 1:
             num_items = None if known is None else [known] * place.world_size
             node = _equal_steps(node, "drop" if self.drop_last else "pad", num_items)
         return ElasticLoader(self._copied(node, place), batch_size=self.batch_size, num_batches=known)
+
+    def _of_rows(self, source: ParquetSource, *, shuffle: bool) -> tuple[Node[Batch], int]:
+        """Batches of rows, and how many an epoch has before any filter."""
+        num_batches, sparse = self._num_batches(source, are_rows=True), self._sparse()
+        reader = source.reader(dictionaries=True, shuffle_rows=shuffle and sparse is None)
+        read = self._stage(source, reader, "read", "thread")
+        tables = self._cut(read, self.batch_size, drop_last=self.drop_last, shuffle=shuffle)
+        return self._stage(tables, ToBatch(self.schema, sparse=sparse), "transform", self.method), num_batches
+
+    def _of_sessions(
+        self, source: ParquetSource, layout: SessionLayout, *, shuffle: bool
+    ) -> tuple[Node[Batch], int | None]:
+        """Batches of as many impressions, of files with one row per session; None: how many shows in reading only."""
+        read = self._stage(source, source.reader(shuffle_rows=shuffle), "read", "thread")
+        few = max(1, self.batch_size // _IMPRESSIONS_PER_SESSION)
+        tables = self._cut(read, few, drop_last=False, shuffle=shuffle)
+        tables = SessionBatches(tables, self.batch_size, session_level=layout.level, drop_last=self.drop_last)
+        node = self._stage(tables, layout.to_batch(), "transform", self.method)
+        self._num_batches(source, are_rows=False)  # for its complaint
+        if source.num_entries is None or source.world_size > 1:  # a rank's share is counted in sessions
+            return node, None
+        full, rest = divmod(source.num_entries, self.batch_size)
+        if full == 0 and self.drop_last:
+            raise ConfigError(
+                f"InTuneDataModule: {source.num_entries} impressions do not fill one batch of {self.batch_size}. "
+                "Lower batch_size, or set drop_last to false."
+            )
+        return node, full + (rest > 0 and not self.drop_last)
 
     def _balanced(
         self, source: ParquetSource, units: Units, settings: Balance, place: Place, *, is_known: bool, shuffle: bool
@@ -140,7 +174,7 @@ class Pipeline:
             settings=settings, batch_size=self.batch_size, drop_last=self.drop_last, takes_over=place.takes_over
         )
         node, length = feed.node(
-            self._cut(read, drop_last=False, shuffle=shuffle),
+            self._cut(read, self.batch_size, drop_last=False, shuffle=shuffle),
             source,
             units.measure(),
             world_size=world_size,
@@ -149,12 +183,12 @@ class Pipeline:
         node = self._ready(self._stage(node, ShareToBatch(units.to_batch()), "transform", self.method))
         return ElasticLoader(self._copied(node, place), batch_size=self.batch_size, num_batches=length)
 
-    def _cut(self, tables: Node[Any], *, drop_last: bool, shuffle: bool) -> Node[Any]:
-        """Tables of `batch_size` rows, mixed from several row groups where they are shuffled."""
+    def _cut(self, tables: Node[Any], num_rows: int, *, drop_last: bool, shuffle: bool) -> Node[Any]:
+        """Tables of `num_rows` rows, mixed from several row groups where they are shuffled."""
         if shuffle and self.mix_row_groups > 1:
             num_tables = self.mix_row_groups
-            return RowShuffle(tables, self.batch_size, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
-        return Rebatch(tables, self.batch_size, drop_last=drop_last)
+            return RowShuffle(tables, num_rows, num_tables=num_tables, seed=self.seed, drop_last=drop_last)
+        return Rebatch(tables, num_rows, drop_last=drop_last)
 
     def _num_batches(self, source: ParquetSource, *, are_rows: bool) -> int:
         """Batches of an epoch before any filter. ConfigError where a rank has none."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lightning_intune.balance.fold import ReadSessions
 from lightning_intune.balance.measure import MeasureImpressions, MeasureSessions
 from lightning_intune.balance.settings import Balance
-from lightning_intune.column_types import is_list
 from lightning_intune.config import Schema, check_columns
 from lightning_intune.dedup.jagged import Batch
+from lightning_intune.dedup.layout import Groups, SessionLayout, footer, session_level
 from lightning_intune.dedup.plan import DedupPlan
-from lightning_intune.dedup.sessions import SessionsToBatch, session_level
 from lightning_intune.dedup.transform import DedupSparse
-from lightning_intune.flow.filesystems import locate
-from lightning_intune.flow.parquet_files import find_files
 from lightning_intune.flow.row_groups import RowGroup
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.flow.transform import ToBatch
-
-Groups = Sequence[Sequence[str]]
 
 
 @final
@@ -37,12 +31,11 @@ class Units:
     def __init__(self, settings: Balance, schema: Schema, dedup: Groups | None, paths: Any, filesystem: Any) -> None:
         self._settings, self._schema = settings, schema
         self._groups = [list(group) for group in dedup or ()]
-        self._level: tuple[str, ...] = ()
-        self._is_layout = settings.unit == "session" and settings.session is None
-        if self._is_layout:
-            self._level = session_level(_metadata(paths, filesystem))
-        elif settings.session is not None:
-            self._level = (settings.session,)
+        self._are_whole = settings.unit == "session" and settings.session is None
+        level = session_level(footer(paths, filesystem)) if self._are_whole else (settings.session,)
+        is_session = settings.unit == "session"
+        self._layout = SessionLayout(schema, [name for name in level if name], self._groups) if is_session else None
+        self._level = () if self._layout is None else self._layout.level
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,16 +51,10 @@ class Units:
     def validate(self, table: pa.Schema) -> None:
         """ConfigError unless the files have every column, of a type its feature can take."""
         check_columns("Balance: session", [name for name in self.columns if name in self._level], table.names)
-        if self._is_layout:
-            self._sessions().validate(table)
-            flat = [
-                field.with_type(field.type.value_type)
-                if field.name not in self._level and is_list(field.type)
-                else field
-                for field in table
-            ]
-            table = pa.schema(flat)
-        self._schema.validate(table)
+        if self._are_whole and self._layout is not None:
+            self._layout.validate(table)
+        else:
+            self._schema.validate(table)
 
     def reader(self, source: ParquetSource, *, shuffle: bool) -> Callable[[RowGroup], pa.Table]:
         """Row groups to tables of one unit a row."""
@@ -75,7 +62,7 @@ class Units:
             read = source.reader(shuffle_rows=False)
             return ReadSessions(read, self._settings.session, shuffle=shuffle)
         # Rows stay in their order where features repeat from one to the next.
-        return source.reader(shuffle_rows=shuffle and (self._is_layout or not self._groups))
+        return source.reader(shuffle_rows=shuffle and (self._are_whole or not self._groups))
 
     def measure(self) -> MeasureImpressions | MeasureSessions:
         """A table's lengths and counts."""
@@ -97,21 +84,7 @@ class Units:
 
     def to_batch(self) -> Callable[[pa.Table], Batch]:
         """Tables of units to batches."""
-        if self._settings.unit == "session":
-            return self._sessions()
+        if self._layout is not None:
+            return self._layout.to_batch()
         sparse = DedupSparse(self._schema.sparse, DedupPlan.of(*self._groups)) if self._groups else None
         return ToBatch(self._schema, sparse=sparse)
-
-    def _sessions(self) -> SessionsToBatch:
-        columns = {feature.name: feature.source_column for feature in self._schema.sparse}
-        # What is the session's own is stored once as it is.
-        groups = [[name for name in group if columns[name] not in self._level] for group in self._groups]
-        plan = DedupPlan.of(*[group for group in groups if group])
-        return SessionsToBatch(self._schema, session_level=self._level, plan=plan)
-
-
-def _metadata(paths: Any, filesystem: Any) -> Any:
-    """Of the first file: all are written by one command."""
-    located, files = locate(paths, filesystem)
-    with files.open_input_file(find_files(located, files)[0]) as source:
-        return pq.read_schema(source).metadata

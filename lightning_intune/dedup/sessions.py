@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import final
 
 import numpy as np
@@ -21,9 +20,6 @@ from lightning_intune.dedup.rows import Engine
 from lightning_intune.dedup.transform import DedupSparse, assemble
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.transform import ToBatch
-
-LAYOUT_KEY = b"lightning_intune.layout"
-LEVEL_KEY = b"lightning_intune.session_level"
 
 
 @final
@@ -138,17 +134,3 @@ def _list_lengths(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     if found is not None:
         return found[1].astype(np.int64, copy=False)
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-
-
-def session_level(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
-    """The columns that a file of the session layout names as the session's, from its Parquet footer's metadata.
-
-    ConfigError where the file has no such layout.
-    """
-    about = metadata or {}
-    if about.get(LAYOUT_KEY) != b"sessions" or LEVEL_KEY not in about:
-        raise ConfigError(
-            "session_level: the file's metadata does not say that its rows are sessions. Write it with "
-            "`lightning-intune cluster IN OUT --layout sessions`, or name the columns yourself."
-        )
-    return tuple(json.loads(about[LEVEL_KEY]))

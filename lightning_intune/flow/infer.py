@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lightning_intune.column_types import is_list, is_number, is_text, plain
 from lightning_intune.config import DenseFeature, Schema, SparseFeature, check_columns
+from lightning_intune.dedup.layout import footer, has_sessions, impressions_of, session_level
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.mistakes import CommandParser, whole_number
 
@@ -64,15 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     how.add_argument("--json", action="store_true", help="print one JSON object, which `fit --config` takes too")
     how.add_argument("--quiet", action="store_true", help="do not say which columns are left out")
     asked = parser.parse_args(arguments)
-    source = ParquetSource(asked.paths)
-    schema, left = infer_schema(
-        source.arrow_schema, labels=asked.labels, weight=asked.weight, num_embeddings=asked.num_embeddings
-    )
+    source, about = ParquetSource(asked.paths), footer(asked.paths)
+    is_layout = has_sessions(about)
+    table = impressions_of(source.arrow_schema, session_level(about)) if is_layout else source.arrow_schema
+    schema, left = infer_schema(table, labels=asked.labels, weight=asked.weight, num_embeddings=asked.num_embeddings)
     if asked.json:
         sys.stdout.write(json.dumps({"data": {"schema": as_settings(schema)}}) + "\n")
         return 0
     paths = ", ".join(asked.paths)
-    sys.stdout.write(as_yaml(schema, source.arrow_schema, f"{source.num_rows:,} rows in {paths}"))
+    what = "sessions" if is_layout else "rows"
+    sys.stdout.write(as_yaml(schema, table, f"{source.num_rows:,} {what} in {paths}"))
     if left and not asked.quiet:
         sys.stderr.write(f"lightning-intune: no feature can take {', '.join(left)}; they are left out.\n")
     return 0

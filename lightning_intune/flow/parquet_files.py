@@ -36,6 +36,18 @@ class ParquetFile:
     schema: pa.Schema
     """Its columns, those that stand in the names of its folders included."""
 
+    @property
+    def about(self) -> Mapping[bytes, bytes]:
+        """What the footer says beside its columns."""
+        return self.fragment.metadata.metadata or {}
+
+    def num_entries(self, column: str) -> int:
+        """Entries of a column of lists of single values, in all rows together; a list without any counts as one."""
+        footer = self.fragment.metadata
+        leaves = [at for at in range(footer.num_columns) if footer.schema.column(at).path.split(".")[0] == column]
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        return sum(group.column(leaves[0]).num_values for group in groups) if leaves else 0
+
     def row_groups(self, keep: pc.Expression | None, schema: pa.Schema) -> list[tuple[int, int]]:
         """(number, rows) of its non-empty row groups, less those whose statistics rule `keep` out."""
         part = self.fragment if keep is None else self.fragment.subset(keep, schema=schema)

@@ -40,7 +40,8 @@ class ParquetSource(Node[RowGroup]):
     Files may differ: numbers are widened, and a column that only some files have holds its value in `defaults` for
     the others, else null. `filters` keeps only rows for which it is true: an Arrow expression, or what
     `pyarrow.parquet` takes, as in `[("day", ">=", 5)]`. Row groups whose statistics rule it out are never read; all
-    row counts here are before filtering.
+    row counts here are before filtering. `entries_of` is a column of lists of single values whose entries are counted
+    too, as footers tell them: `num_entries`.
 
     An epoch's order is that of the files, or with `shuffle` a permutation drawn from (seed, epoch). `set_epoch` says
     which epoch the next fresh `reset` begins. Row groups are dealt out over the ranks along that order, each to the
@@ -61,6 +62,7 @@ class ParquetSource(Node[RowGroup]):
         filesystem: Any = None,
         filters: Any = None,
         defaults: Mapping[str, Any] | None = None,
+        entries_of: str | None = None,
     ) -> None:
         super().__init__()
         _check_rank(rank, world_size)
@@ -68,7 +70,9 @@ class ParquetSource(Node[RowGroup]):
         located, self._filesystem = locate(paths, filesystem)
         files = read_footers(find_files(located, self._filesystem), self._filesystem)
         schema = common_schema(files)
-        check_columns("ParquetSource", columns or (), schema.names)
+        check_columns("ParquetSource", [*(columns or ()), *([entries_of] if entries_of else [])], schema.names)
+        self.num_entries = sum(file.num_entries(entries_of) for file in files) if entries_of else None
+        """Entries of the column of lists `entries_of`, all ranks together, before any filter."""
         self.arrow_schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         self.shuffle, self.rank, self.world_size = shuffle, rank, world_size
         self._keep = None if filters is None else row_filter(filters, schema)

@@ -24,9 +24,9 @@ from lightning_intune.dedup import (
     SessionsToBatch,
     plan_for,
 )
+from lightning_intune.dedup.layout import session_level
 from lightning_intune.dedup.measure import measure
 from lightning_intune.dedup.plan import dedup_factor
-from lightning_intune.dedup.sessions import session_level
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, ParquetSource, Rebatch
 from lightning_intune.flow.transform import ToBatch, ToJagged

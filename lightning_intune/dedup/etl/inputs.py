@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from lightning_intune.column_types import is_list
 from lightning_intune.dedup.etl.engine import text
-from lightning_intune.dedup.etl.session_layout import LAYOUT_KEY
+from lightning_intune.dedup.layout import has_sessions
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.filesystems import is_local, locate
 from lightning_intune.flow.parquet_files import common_schema, find_files, read_footers
@@ -125,7 +125,7 @@ def _parquet_schema(files: Sequence[str], filesystem: fs.FileSystem) -> pa.Schem
         schema = common_schema(footers)
     _check_lossless([(footer.path, footer.fragment.physical_schema) for footer in footers], schema)
     for footer in footers:
-        if (footer.fragment.metadata.metadata or {}).get(LAYOUT_KEY) == b"sessions":
+        if has_sessions(footer.about):
             raise ConfigError(f"'{footer.path}' is in the session layout already, so there is nothing to cluster.")
     return schema
 

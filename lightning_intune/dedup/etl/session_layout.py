@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_intune.column_types import plain
+from lightning_intune.dedup.layout import LAYOUT_KEY, LEVEL_KEY
 
-LAYOUT_KEY = b"lightning_intune.layout"
 SESSION_KEY = b"lightning_intune.session_column"
 TIME_KEY = b"lightning_intune.time_column"
 PARTITION_KEY = b"lightning_intune.partition"
-LEVEL_KEY = b"lightning_intune.session_level"
-"""A JSON list of the columns that stay as they are; the others are lists, one value per row of the session."""
 
 
 def file_metadata(
