@@ -2,13 +2,15 @@
 
     python -m benchmarks.callback_cost [--quick] --json
 
-Each pair is two runs of the same steps over the same three stages, one without and one with the callback, in turns
-first. The thread's CPU clock counts, so that another job's work counts less than by the wall; quiet machines say more:
-a turn comes after so much time by the wall, in which a crowded machine makes fewer steps (`wall_step_ms` tells).
+Each round is three runs of the same steps over the same three stages, in turns first: without the callback, with it,
+and with a hook that comes and goes. The thread's CPU clock counts, so that another job's work counts less than by the
+wall; quiet machines say more: a turn comes after so much time by the wall, in which a crowded machine makes fewer
+steps (`wall_step_ms` tells).
 
-`share_of_step` is the sum of two parts. `plain_us_per_step`: how much longer the middle one of a run's steps is, from
-one step's beginning to the next one's; most steps have no turn. `turns_us_per_step`: what the hook took in steps that
-ended a turn, over all steps. Whole runs differ by more than either (`whole_run_us_per_step`, with its spread).
+`share_of_step` is the sum of two parts. `plain_us_per_step`, from the third run: how much longer the middle one of the
+steps is in which Lightning calls the hook, than of those in which it finds none; they take turns by `BLOCK` steps.
+`turns_us_per_step`, from the second: what the hook took in steps that ended a turn, over all steps. Whole runs
+differ by much more than either, with and without the callback (`whole_run_us_per_step`, with its spread).
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -31,6 +35,8 @@ from lightning_intune import InTuneCallback
 from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
 
 STEP_S = 0.005
+BLOCK = 20
+Mode = Literal["off", "on", "alternating"]
 
 
 class Busy(pl.LightningModule):
@@ -41,6 +47,7 @@ class Busy(pl.LightningModule):
         self.weight, self.begun_s, self.epoch_cpu_s = torch.nn.Parameter(torch.zeros(1)), 0.0, 0.0
         self.began_s = self.epoch_s = 0.0
         self.steps_begun_s: list[float] = []
+        self.before_step: Callable[[int], None] = lambda _: None
 
     def on_train_epoch_start(self) -> None:
         """Lightning's hook."""
@@ -48,6 +55,7 @@ class Busy(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002 - Lightning's
         """Lightning's hook."""
+        self.before_step(batch_idx)
         self.steps_begun_s.append(time.thread_time())
         end_s = self.steps_begun_s[-1] + STEP_S
         while time.thread_time() < end_s:
@@ -68,33 +76,38 @@ class Cost:
     """Of one run, per step: CPU seconds of the training thread, those of our hook's turns, seconds by the wall."""
 
     cpu_s: float
-    middle_cpu_s: float
-    """The median step's."""
+    plain_s: float
+    """Of the median step of the blocks with the hook, over that of those without; where they alternate."""
     turns_s: float
     wall_s: float
     num_turns: int
 
 
-def step_cost(num_steps: int, folder: Path, *, tunes: bool) -> Cost:
-    """A run of `num_steps` steps, with the callback if it `tunes`."""
+def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
+    """A run of `num_steps` steps."""
     node: Any = IterableSource(range(num_steps))
     for name in ("read", "transform"):
         node = ElasticMapper(node, _as_tensor, 1, name=name)
-    tuner, model, turns_s = InTuneCallback(), Busy(), [0.0]
-    hook = tuner.on_train_batch_end
+    tuner, model = InTuneCallback(), Busy()
+    hook, turns_s = tuner.on_train_batch_end, dict[int, float]()
 
     def timed(*args: Any) -> None:
-        began_s, num_turns = time.thread_time(), len(tuner.history)
+        num_turns, began_s = len(tuner.history), time.thread_time()
         hook(*args)
         if len(tuner.history) > num_turns:
-            turns_s[0] += time.thread_time() - began_s
+            turns_s[args[-1]] = time.thread_time() - began_s
 
+    def set_hook(step: int) -> None:
+        tuner.__dict__["on_train_batch_end"] = timed if _has_hook(step) else None
+
+    if mode == "alternating":
+        model.before_step = set_hook
     tuner.__dict__["on_train_batch_end"] = timed
     with ElasticLoader(ElasticPrefetcher(node, 2), num_batches=num_steps) as loader:
         pl.Trainer(
             accelerator="cpu",
             max_epochs=1,
-            callbacks=[tuner] if tunes else [],
+            callbacks=[] if mode == "off" else [tuner],
             default_root_dir=folder,
             logger=TensorBoardLogger(folder),
             enable_progress_bar=False,
@@ -103,35 +116,36 @@ def step_cost(num_steps: int, folder: Path, *, tunes: bool) -> Cost:
         ).fit(model, loader)
     return Cost(
         cpu_s=model.epoch_cpu_s / num_steps,
-        middle_cpu_s=float(np.median(np.diff(model.steps_begun_s))),
-        turns_s=turns_s[0] / num_steps,
+        plain_s=_plain_s(np.diff(model.steps_begun_s), turns_s),
+        turns_s=sum(turns_s.values()) / num_steps,
         wall_s=model.epoch_s / num_steps,
         num_turns=len(tuner.history),
     )
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Pairs of runs; the first of each kind is not counted."""
+    """Rounds of three runs; the first run of each kind is not counted."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    num_steps, num_pairs = (600, 3) if quick else (2_000, 9)
-    pairs: list[dict[bool, Cost]] = []
+    num_steps, num_rounds = (600, 3) if quick else (2_000, 9)
+    modes: list[Mode] = ["off", "on", "alternating"]
+    rounds: list[dict[Mode, Cost]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for tunes in (False, True):
-            step_cost(num_steps // 4, folder, tunes=tunes)
-        for pair in range(num_pairs):
-            order = (False, True) if pair % 2 else (True, False)
-            pairs.append({tunes: step_cost(num_steps, folder, tunes=tunes) for tunes in order})
-    plain_us = [1e6 * (pair[True].middle_cpu_s - pair[False].middle_cpu_s) for pair in pairs]
-    turns_us = [1e6 * pair[True].turns_s for pair in pairs]
-    figures: dict[str, Any] = {"runs": num_pairs, "steps": num_steps, "step_ms": 1e3 * STEP_S}
+        for mode in modes:
+            step_cost(num_steps // 4, folder, mode)
+        for at in range(num_rounds):
+            order = modes[at % 3 :] + modes[: at % 3]
+            rounds.append({mode: step_cost(num_steps, folder, mode) for mode in order})
+    plain_us = [1e6 * costs["alternating"].plain_s for costs in rounds]
+    turns_us = [1e6 * costs["on"].turns_s for costs in rounds]
+    figures: dict[str, Any] = {"runs": num_rounds, "steps": num_steps, "step_ms": 1e3 * STEP_S}
     put(figures, "share_of_step", [sum(both) / (1e6 * STEP_S) for both in zip(plain_us, turns_us, strict=True)])
     put(figures, "plain_us_per_step", plain_us)
     put(figures, "turns_us_per_step", turns_us)
-    put(figures, "whole_run_us_per_step", [1e6 * (pair[True].cpu_s - pair[False].cpu_s) for pair in pairs])
-    put(figures, "wall_step_ms", [1e3 * pair[True].wall_s for pair in pairs])
-    put(figures, "turns", [float(pair[True].num_turns) for pair in pairs])
+    put(figures, "whole_run_us_per_step", [1e6 * (costs["on"].cpu_s - costs["off"].cpu_s) for costs in rounds])
+    put(figures, "wall_step_ms", [1e3 * costs["on"].wall_s for costs in rounds])
+    put(figures, "turns", [float(costs["on"].num_turns) for costs in rounds])
     return figures
 
 
@@ -146,6 +160,16 @@ def table(figures: dict[str, Any]) -> str:
         f"{figures['steps']} steps.\nWhole runs differ by {figures['whole_run_us_per_step']:.0f} us a step "
         f"({least:.0f} to {most:.0f}). By the wall a step took {figures['wall_step_ms']:.1f} ms."
     )
+
+
+def _has_hook(step: int) -> bool:
+    return step // BLOCK % 2 == 0
+
+
+def _plain_s(steps_s: npt.NDArray[np.float64], turns_s: dict[int, float]) -> float:
+    hooked = [step for step in range(len(steps_s)) if _has_hook(step) and step not in turns_s]
+    others = [step for step in range(len(steps_s)) if not _has_hook(step)]
+    return float(np.median(steps_s[hooked]) - np.median(steps_s[others]))
 
 
 def _as_tensor(item: Any) -> torch.Tensor:

@@ -18,6 +18,21 @@ def boards(loggers: Iterable[Any]) -> list[Any]:
     return [logger for logger in loggers if type(logger).__name__ == "TensorBoardLogger"]
 
 
+def write_scalars(logger: Any, values: Mapping[str, float], step: int) -> bool:
+    """All `values` as one event; False where `logger` has no writer known to take one, or names of its own.
+
+    `log_metrics` makes an event of each, and beyond ten the training thread waits until some are on disk.
+    """
+    writer: Any = getattr(logger.experiment, "file_writer", None)
+    if not type(writer).__module__.startswith("torch.utils.tensorboard") or getattr(logger, "_prefix", ""):
+        return False
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    together = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    writer.add_summary(Summary(value=together), step)
+    return True
+
+
 def write_page(
     logger: Any, loaders: Mapping[str, Iterable[str]], more: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:

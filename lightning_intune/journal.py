@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lightning_intune.balance.bubble import BubbleStats
-from lightning_intune.board import boards, write_hyperparameters, write_page, write_summary
+from lightning_intune.board import boards, write_hyperparameters, write_page, write_scalars, write_summary
 from lightning_intune.control import Decision, DecisionLog
 from lightning_intune.control.widths_file import save_widths
 from lightning_intune.flow.loader import ElasticLoader
@@ -67,8 +67,10 @@ class Journal:
             write_hyperparameters(logger, settings, last)
 
     def _log(self, values: dict[str, float]) -> None:
+        step = logged_step(self._trainer)
         for logger in self._trainer.loggers:
-            logger.log_metrics(values, step=logged_step(self._trainer))
+            if logger not in self._boards or not write_scalars(logger, values, step):
+                logger.log_metrics(values, step=step)
 
 
 def run_folder(trainer: Any) -> Path | None:

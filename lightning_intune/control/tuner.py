@@ -96,6 +96,10 @@ class Tuner:
         self._start = None
         self._timer.restart(None, flush_steps=4)
 
+    def spent(self, cost_s: float) -> None:
+        """The turn just closed took that many seconds of the training thread, whoever wrote it down included."""
+        self._timer.spent(cost_s)
+
     @property
     def widths(self) -> dict[str, int]:
         """The best known width of each stage; the asked ones while nothing is known."""

@@ -14,6 +14,8 @@ _AUTO_ERROR = 0.04
 """`auto` ends a turn once the rate's relative standard error is below this."""
 _AUTO_CHANGE = 0.1
 """A pipeline at rest has its turn ended by steps that take this share more or less than those of the turn before."""
+_COSTS_APART = 160.0
+"""`auto` leaves at least so many times between turns as the cheaper of the last two took: 0.6 % of the time."""
 _LOOKS_APART = 0.1
 """Intervals between two looks at whether a turn that is long enough may end."""
 
@@ -33,7 +35,8 @@ class TurnTimer:
 
     A turn starts when the asked widths are live and some steps have flushed what was in flight before,
     waits at most two intervals for that, and is due after `interval_s` and at least 4 steps (or 6 intervals,
-    with what there is). With "auto" it is due when the steps seen give a confident rate, after 0.5 s to 2 s; at rest
+    with what there is). With "auto" it is due when the steps seen give a confident rate, after 0.5 s to 2 s, and not
+    before it is 160 times as long as turns take (`spent`); at rest
     after 2 s, as there is little to decide and every turn costs, or as soon as steps take another time than before.
     """
 
@@ -43,6 +46,7 @@ class TurnTimer:
         self._is_auto = interval_s == "auto"
         self.interval_s = _AUTO_SHORTEST_S if interval_s == "auto" else float(interval_s)
         self._usual_s: float | None = None
+        self._cost_s = 0.0
         self.restart(None)
 
     def restart(self, now_s: float | None, flush_steps: int = 2) -> None:
@@ -70,6 +74,13 @@ class TurnTimer:
             return Phase.MEASURING
         self._look_s = now_s + _LOOKS_APART * self.interval_s if self._num_steps >= MIN_STEPS else now_s
         return Phase.DUE if self._is_due(now_s - self._started_s) else Phase.MEASURING
+
+    def spent(self, cost_s: float) -> None:
+        """A turn took that much of the training thread, decision and log. The first also imports and opens files."""
+        if self._is_auto:
+            dear_s = _COSTS_APART * min(self._cost_s, cost_s)
+            self.interval_s = min(max(_AUTO_SHORTEST_S, dear_s), _AUTO_LONGEST_S)
+            self._cost_s = cost_s
 
     def settle_timed_out(self, now_s: float) -> bool:
         """Whether the asked widths have been waited for long enough (4 intervals)."""

@@ -55,6 +55,23 @@ def test_at_rest_auto_takes_its_time_until_steps_take_another_time():
     assert 3.6 < due[2] < 4.0
 
 
+def test_auto_leaves_turns_that_cost_much_further_apart():
+    timer = TurnTimer("auto")
+    timer.spent(0.8)  # the first turn imports and opens files
+    assert timer.interval_s == 0.5
+    timer.spent(0.005)
+    assert timer.interval_s == pytest.approx(0.8)
+    timer.spent(0.001)
+    assert timer.interval_s == 0.5
+    for _ in range(2):
+        timer.spent(0.1)
+    assert timer.interval_s == 2.0
+    given = TurnTimer(0.25)
+    for _ in range(2):
+        given.spent(0.1)
+    assert given.interval_s == 0.25
+
+
 def test_a_turn_of_given_length_is_as_long_at_rest():
     timer = TurnTimer(0.25)
     timer.measure(0.0)
