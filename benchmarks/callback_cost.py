@@ -9,8 +9,9 @@ steps (`wall_step_ms` tells).
 
 `share_of_step` is the sum of two parts. `plain_us_per_step`, from the third run: how much longer the middle one of the
 steps is in which Lightning calls the hook, than of those in which it finds none; they take turns by `BLOCK` steps.
-`turns_us_per_step`, from the second: what the hook took in steps that ended a turn, over all steps. Whole runs
-differ by much more than either, with and without the callback (`whole_run_us_per_step`, with its spread).
+`turns_us_per_step`, from the second: how much longer the hook took on average than in its middle step, which is the
+steps that begin or end a turn. Whole runs differ by much more than either, with and without the callback
+(`whole_run_us_per_step`, with its spread).
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Cost:
     plain_s: float
     """Of the median step of the blocks with the hook, over that of those without; where they alternate."""
     turns_s: float
+    """Of the hook's mean, over its median."""
     wall_s: float
     num_turns: int
 
@@ -89,20 +91,20 @@ def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
     for name in ("read", "transform"):
         node = ElasticMapper(node, _as_tensor, 1, name=name)
     tuner, model = InTuneCallback(), Busy()
-    hook, turns_s = tuner.on_train_batch_end, dict[int, float]()
+    hook, hooks_s = tuner.on_train_batch_end, list[float]()
 
     def timed(*args: Any) -> None:
-        num_turns, began_s = len(tuner.history), time.thread_time()
+        began_s = time.thread_time()
         hook(*args)
-        if len(tuner.history) > num_turns:
-            turns_s[args[-1]] = time.thread_time() - began_s
+        hooks_s.append(time.thread_time() - began_s)
 
     def set_hook(step: int) -> None:
-        tuner.__dict__["on_train_batch_end"] = timed if _has_hook(step) else None
+        tuner.__dict__["on_train_batch_end"] = hook if _has_hook(step) else None
 
     if mode == "alternating":
         model.before_step = set_hook
-    tuner.__dict__["on_train_batch_end"] = timed
+    if mode == "on":
+        tuner.__dict__["on_train_batch_end"] = timed
     with ElasticLoader(ElasticPrefetcher(node, 2), num_batches=num_steps) as loader:
         pl.Trainer(
             accelerator="cpu",
@@ -116,8 +118,8 @@ def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
         ).fit(model, loader)
     return Cost(
         cpu_s=model.epoch_cpu_s / num_steps,
-        plain_s=_plain_s(np.diff(model.steps_begun_s), turns_s),
-        turns_s=sum(turns_s.values()) / num_steps,
+        plain_s=_plain_s(np.diff(model.steps_begun_s)),
+        turns_s=float(np.mean(hooks_s) - np.median(hooks_s)) if hooks_s else 0.0,
         wall_s=model.epoch_s / num_steps,
         num_turns=len(tuner.history),
     )
@@ -166,10 +168,9 @@ def _has_hook(step: int) -> bool:
     return step // BLOCK % 2 == 0
 
 
-def _plain_s(steps_s: npt.NDArray[np.float64], turns_s: dict[int, float]) -> float:
-    hooked = [step for step in range(len(steps_s)) if _has_hook(step) and step not in turns_s]
-    others = [step for step in range(len(steps_s)) if not _has_hook(step)]
-    return float(np.median(steps_s[hooked]) - np.median(steps_s[others]))
+def _plain_s(steps_s: npt.NDArray[np.float64]) -> float:
+    hooked = np.array([_has_hook(step) for step in range(len(steps_s))])
+    return float(np.median(steps_s[hooked]) - np.median(steps_s[~hooked]))
 
 
 def _as_tensor(item: Any) -> torch.Tensor:

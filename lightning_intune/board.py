@@ -26,7 +26,7 @@ def write_scalars(logger: Any, values: Mapping[str, float], step: int) -> bool:
     writer: Any = getattr(logger.experiment, "file_writer", None)
     if not type(writer).__module__.startswith("torch.utils.tensorboard") or getattr(logger, "_prefix", ""):
         return False
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - generated
 
     together = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
     writer.add_summary(Summary(value=together), step)

@@ -43,7 +43,7 @@ class InTuneDataModule(LightningDataModule):
         val: Those for the validation in `fit`, and for `validate`.
         test: Those for `test`.
         predict: Those for `predict`.
-        batch_size: Rows per batch and rank; impressions, where the files' rows are sessions.
+        batch_size: Rows per batch and rank; impressions, where the files' rows are sessions; what `balance` moves.
         shuffle: Whether training draws row groups, and rows within them, in a new order every epoch.
         seed: Of those orders, a whole number, 0 or more; the same seed gives the same batches at any width.
         mix_row_groups: From how many row groups at once a shuffled batch draws its rows; they are held in memory.

@@ -27,6 +27,7 @@ from lightning_intune.flow.elastic import ElasticMapper, ElasticPrefetcher
 from lightning_intune.flow.loader import ElasticLoader
 from lightning_intune.flow.node import Node
 from lightning_intune.flow.on_error import RAISE, OnError, checked_policy
+from lightning_intune.flow.parquet_files import ParquetFile
 from lightning_intune.flow.pin import PinMemory
 from lightning_intune.flow.row_shuffle import RowShuffle
 from lightning_intune.flow.source import ParquetSource
@@ -37,8 +38,8 @@ Paths = str | list[str]
 _STAGES = ("read", "transform", "prefetch")
 _FIRST_WIDTHS = {"read": 1, "transform": 1, "prefetch": 2}
 _WINDOW_BATCHES = 4
-_IMPRESSIONS_PER_SESSION = 8
-"""A guess: of the session layout, row groups are cut into tables of about a batch before impressions are counted."""
+_SESSIONS_PER_TABLE = 256
+"""Row groups of sessions are cut into tables of so many before their impressions are counted, at any batch size."""
 
 
 @final
@@ -103,11 +104,10 @@ class Pipeline:
         shuffle = place.is_train and self.shuffle
         settings = self.balance if place.is_train else self.balance.unbalanced
         units = Units(settings, self.schema, self.dedup, paths, self.filesystem) if settings.is_on else None
-        layout = SessionLayout.find(self.schema, self.dedup or (), paths, self.filesystem) if units is None else None
         source = ParquetSource(
             paths,
             columns=self.schema.columns if units is None else units.columns,
-            entries_of=None if layout is None else layout.counted,
+            entries_of=self._counted if units is None else None,
             shuffle=shuffle,
             seed=self.seed,
             rank=place.rank,
@@ -115,19 +115,24 @@ class Pipeline:
             filesystem=self.filesystem,
             filters=self.filters,
         )
-        (units or layout or self.schema).validate(source.arrow_schema)
+        layout = self._layout(source) if units is None else None
+        if units is not None:
+            units.validate(source.arrow_schema, source.about)
+        else:
+            (layout or self.schema).validate(source.arrow_schema)
+        num_batches = self._num_batches(source, are_rows=layout is None and (units is None or units.are_rows))
         if place.world_size > 1:
             _check_group()
         # What a filter lets through, or fails, shows in reading only.
         is_known = self.filters is None and not any(policy.skip for policy in self.on_error.values())
         if units is not None:
-            self._num_batches(source, are_rows=units.are_rows)  # for its complaint
             is_known = is_known and units.are_rows
             return self._balanced(source, units, settings, place, is_known=is_known, shuffle=shuffle)
         if layout is not None:
-            node, num_batches = self._of_sessions(source, layout, shuffle=shuffle)
+            is_known = is_known and source.num_entries is not None and place.world_size == 1
+            node = self._of_sessions(source, layout, shuffle=shuffle)
         else:
-            node, num_batches = self._of_rows(source, shuffle=shuffle)
+            node = self._of_rows(source, shuffle=shuffle)
         known = num_batches if is_known else None
         node = self._ready(node)
         if place.world_size > 1:
@@ -135,33 +140,27 @@ class Pipeline:
             node = _equal_steps(node, "drop" if self.drop_last else "pad", num_items)
         return ElasticLoader(self._copied(node, place), batch_size=self.batch_size, num_batches=known)
 
-    def _of_rows(self, source: ParquetSource, *, shuffle: bool) -> tuple[Node[Batch], int]:
-        """Batches of rows, and how many an epoch has before any filter."""
-        num_batches, sparse = self._num_batches(source, are_rows=True), self._sparse()
+    def _layout(self, file: ParquetSource | ParquetFile) -> SessionLayout | None:
+        return SessionLayout.of(self.schema, self.dedup or (), file.about, file.from_folders)
+
+    def _counted(self, file: ParquetFile) -> str | None:
+        layout = self._layout(file)
+        return None if layout is None else layout.counted
+
+    def _of_rows(self, source: ParquetSource, *, shuffle: bool) -> Node[Batch]:
+        """Batches of files whose rows are impressions."""
+        sparse = self._sparse()
         reader = source.reader(dictionaries=True, shuffle_rows=shuffle and sparse is None)
         read = self._stage(source, reader, "read", "thread")
         tables = self._cut(read, self.batch_size, drop_last=self.drop_last, shuffle=shuffle)
-        return self._stage(tables, ToBatch(self.schema, sparse=sparse), "transform", self.method), num_batches
+        return self._stage(tables, ToBatch(self.schema, sparse=sparse), "transform", self.method)
 
-    def _of_sessions(
-        self, source: ParquetSource, layout: SessionLayout, *, shuffle: bool
-    ) -> tuple[Node[Batch], int | None]:
-        """Batches of as many impressions, of files with one row per session; None: how many shows in reading only."""
+    def _of_sessions(self, source: ParquetSource, layout: SessionLayout, *, shuffle: bool) -> Node[Batch]:
+        """Batches of as many impressions, of files whose rows are sessions."""
         read = self._stage(source, source.reader(shuffle_rows=shuffle), "read", "thread")
-        few = max(1, self.batch_size // _IMPRESSIONS_PER_SESSION)
-        tables = self._cut(read, few, drop_last=False, shuffle=shuffle)
+        tables = self._cut(read, _SESSIONS_PER_TABLE, drop_last=False, shuffle=shuffle)
         tables = SessionBatches(tables, self.batch_size, session_level=layout.level, drop_last=self.drop_last)
-        node = self._stage(tables, layout.to_batch(), "transform", self.method)
-        self._num_batches(source, are_rows=False)  # for its complaint
-        if source.num_entries is None or source.world_size > 1:  # a rank's share is counted in sessions
-            return node, None
-        full, rest = divmod(source.num_entries, self.batch_size)
-        if full == 0 and self.drop_last:
-            raise ConfigError(
-                f"InTuneDataModule: {source.num_entries} impressions do not fill one batch of {self.batch_size}. "
-                "Lower batch_size, or set drop_last to false."
-            )
-        return node, full + (rest > 0 and not self.drop_last)
+        return self._stage(tables, layout.to_batch(), "transform", self.method)
 
     def _balanced(
         self, source: ParquetSource, units: Units, settings: Balance, place: Place, *, is_known: bool, shuffle: bool
@@ -191,13 +190,17 @@ class Pipeline:
         return Rebatch(tables, num_rows, drop_last=drop_last)
 
     def _num_batches(self, source: ParquetSource, *, are_rows: bool) -> int:
-        """Batches of an epoch before any filter. ConfigError where a rank has none."""
-        size = self.batch_size
-        num_batches = source.min_rank_rows // size if self.drop_last else -(-source.max_rank_rows // size)
-        if (are_rows and num_batches == 0) or source.min_rank_rows == 0:
+        """Batches of an epoch before any filter, where they can be known. ConfigError where a rank has none."""
+        size, num_ranks, num_entries = self.batch_size, source.world_size, source.num_entries
+        least, most = source.min_rank_rows, source.max_rank_rows
+        if num_entries is not None:  # of all ranks: one may have more than its part, and another then less
+            least, most = num_entries // num_ranks, -(-num_entries // num_ranks)
+        num_batches = least // size if self.drop_last else -(-most // size)
+        if ((are_rows or num_entries is not None) and num_batches == 0) or source.min_rank_rows == 0:
+            count = f"{source.num_rows} rows" if num_entries is None else f"{num_entries} impressions"
             raise ConfigError(
-                f"InTuneDataModule: {source.num_rows} rows over {source.world_size} ranks do not fill one batch of "
-                f"{size} each. Lower batch_size, or use fewer ranks."
+                f"InTuneDataModule: {count} over {num_ranks} ranks do not fill one batch of {size} each. Lower "
+                "batch_size, or use fewer ranks."
             )
         return num_batches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import pyarrow as pa
@@ -11,10 +11,14 @@ from lightning_intune.balance.fold import ReadSessions
 from lightning_intune.balance.measure import MeasureImpressions, MeasureSessions
 from lightning_intune.balance.settings import Balance
 from lightning_intune.config import Schema, check_columns
+from lightning_intune.dedup.footer import session_level
 from lightning_intune.dedup.jagged import Batch
-from lightning_intune.dedup.layout import Groups, SessionLayout, footer, session_level
+from lightning_intune.dedup.layout import Groups, SessionLayout
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.transform import DedupSparse
+from lightning_intune.errors import ConfigError
+from lightning_intune.flow.filesystems import locate
+from lightning_intune.flow.parquet_files import find_files, read_footers
 from lightning_intune.flow.row_groups import RowGroup
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.flow.transform import ToBatch
@@ -32,7 +36,7 @@ class Units:
         self._settings, self._schema = settings, schema
         self._groups = [list(group) for group in dedup or ()]
         self._are_whole = settings.unit == "session" and settings.session is None
-        level = session_level(footer(paths, filesystem)) if self._are_whole else (settings.session,)
+        level = session_level(_about(paths, filesystem)) if self._are_whole else (settings.session,)
         is_session = settings.unit == "session"
         self._layout = SessionLayout(schema, [name for name in level if name], self._groups) if is_session else None
         self._level = () if self._layout is None else self._layout.level
@@ -48,8 +52,16 @@ class Units:
         """Whether the files' rows are the units, so that their number is known beforehand."""
         return self._settings.session is None
 
-    def validate(self, table: pa.Schema) -> None:
-        """ConfigError unless the files have every column, of a type its feature can take."""
+    def validate(self, table: pa.Schema, about: Mapping[bytes, bytes]) -> None:
+        """ConfigError unless the files have every column, of a type its feature can take, and rows as the settings say.
+
+        `about` is what their footers say.
+        """
+        if not self._are_whole and SessionLayout.of(self._schema, self._groups, about) is not None:
+            raise ConfigError(
+                "Balance: the rows of these files are sessions, as their footers say. Set unit to session, and leave "
+                "session out, which is for rows that stand side by side."
+            )
         check_columns("Balance: session", [name for name in self.columns if name in self._level], table.names)
         if self._are_whole and self._layout is not None:
             self._layout.validate(table)
@@ -88,3 +100,9 @@ class Units:
             return self._layout.to_batch()
         sparse = DedupSparse(self._schema.sparse, DedupPlan.of(*self._groups)) if self._groups else None
         return ToBatch(self._schema, sparse=sparse)
+
+
+def _about(paths: Any, filesystem: Any) -> Mapping[bytes, bytes]:
+    """What the first file's footer says: all are written by one command."""
+    located, files = locate(paths, filesystem)
+    return read_footers(find_files(located, files)[:1], files)[0].about

@@ -15,7 +15,7 @@ _AUTO_ERROR = 0.04
 _AUTO_CHANGE = 0.1
 """A pipeline at rest has its turn ended by steps that take this share more or less than those of the turn before."""
 _COSTS_APART = 160.0
-"""`auto` leaves at least so many times between turns as the cheaper of the last two took: 0.6 % of the time."""
+"""`auto` leaves at least so many times between turns as the cheaper of the last two took: 0.6 %, up to 12 ms each."""
 _LOOKS_APART = 0.1
 """Intervals between two looks at whether a turn that is long enough may end."""
 

@@ -1,24 +1,16 @@
-"""What the rows of Parquet files are, as their footers tell: impressions, or whole sessions and how those are used."""
+"""Parquet files whose rows are sessions: recognised by their footers, and made into batches of impressions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, final
+from typing import Self, final
 
 import pyarrow as pa
 
-from lightning_intune.column_types import is_list, plain
 from lightning_intune.config import Schema
+from lightning_intune.dedup.footer import has_sessions, impressions_of, session_level
 from lightning_intune.dedup.plan import DedupPlan
 from lightning_intune.dedup.sessions import SessionsToBatch
-from lightning_intune.errors import ConfigError
-from lightning_intune.flow.filesystems import Paths, locate
-from lightning_intune.flow.parquet_files import find_files, read_footers
-
-LAYOUT_KEY = b"lightning_intune.layout"
-LEVEL_KEY = b"lightning_intune.session_level"
-"""A JSON list of the columns that stay as they are; the others are lists, one value per row of the session."""
 
 Groups = Sequence[Sequence[str]]
 
@@ -46,10 +38,18 @@ class SessionLayout:
         self._to_batch = self.to_batch()
 
     @classmethod
-    def find(cls, schema: Schema, groups: Groups, paths: Paths, filesystem: Any = None) -> Self | None:
-        """The layout of the files at `paths`; None where a row is an impression."""
-        about = footer(paths, filesystem)
-        return cls(schema, session_level(about), groups) if has_sessions(about) else None
+    def of(
+        cls, schema: Schema, groups: Groups, about: Mapping[bytes, bytes], from_folders: Sequence[str] = ()
+    ) -> Self | None:
+        """The layout of files whose footers say `about`; columns `from_folders` have one value per file.
+
+        None where a row is an example: an impression, or a session all of whose labels are its own.
+        """
+        if not has_sessions(about):
+            return None
+        level = (*session_level(about), *from_folders)
+        is_example = bool(schema.labels) and all(name in level for name in schema.labels)
+        return None if is_example else cls(schema, level, groups)
 
     @property
     def counted(self) -> str | None:
@@ -65,37 +65,3 @@ class SessionLayout:
     def to_batch(self) -> SessionsToBatch:
         """Tables of sessions to the `Batch` of their impressions."""
         return SessionsToBatch(self._schema, session_level=self.level, plan=self._plan)
-
-
-def footer(paths: Paths, filesystem: Any = None) -> Mapping[bytes, bytes]:
-    """What the first file's footer says beside its columns: all files are written by one command."""
-    located, files = locate(paths, filesystem)
-    return read_footers(find_files(located, files)[:1], files)[0].about
-
-
-def has_sessions(about: Mapping[bytes, bytes]) -> bool:
-    """Whether a file whose footer says this has a session in each row."""
-    return about.get(LAYOUT_KEY) == b"sessions" and LEVEL_KEY in about
-
-
-def session_level(about: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
-    """The columns that a file of the session layout names as the session's, from its Parquet footer's metadata.
-
-    ConfigError where the file has no such layout.
-    """
-    if about is None or not has_sessions(about):
-        raise ConfigError(
-            "session_level: the file's metadata does not say that its rows are sessions. Write it with "
-            "`lightning-intune cluster IN OUT --layout sessions`, or name the columns yourself."
-        )
-    return tuple(json.loads(about[LEVEL_KEY]))
-
-
-def impressions_of(table: pa.Schema, level: Sequence[str]) -> pa.Schema:
-    """The columns of the impressions of such a table: lists of `level` stay, of others there is an entry each."""
-
-    def entry(field: pa.Field) -> pa.Field:
-        kind = plain(field.type)
-        return field.with_type(kind.value_type) if field.name not in level and is_list(kind) else field
-
-    return pa.schema([entry(field) for field in table])

@@ -119,6 +119,11 @@ class SessionBatches(Node[pa.Table]):
         before = self._source.state_dict()
         table = next(self._source)
         count = self._units.count(table)
+        if count < out:
+            raise ConfigError(
+                f"SessionBatches: this state is {out} into a table that has {count} here. Resume with the same data "
+                "and the same stages before this one."
+            )
         if count > out:
             self._rest.append((before, out, count, table))
             self._num_rest += count - out

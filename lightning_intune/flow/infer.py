@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lightning_intune.column_types import is_list, is_number, is_text, plain
 from lightning_intune.config import DenseFeature, Schema, SparseFeature, check_columns
-from lightning_intune.dedup.layout import footer, has_sessions, impressions_of, session_level
+from lightning_intune.dedup.footer import has_sessions, impressions_of, session_level
 from lightning_intune.flow.source import ParquetSource
 from lightning_intune.mistakes import CommandParser, whole_number
 
@@ -65,9 +65,10 @@ def main(arguments: Sequence[str]) -> int:
     how.add_argument("--json", action="store_true", help="print one JSON object, which `fit --config` takes too")
     how.add_argument("--quiet", action="store_true", help="do not say which columns are left out")
     asked = parser.parse_args(arguments)
-    source, about = ParquetSource(asked.paths), footer(asked.paths)
-    is_layout = has_sessions(about)
-    table = impressions_of(source.arrow_schema, session_level(about)) if is_layout else source.arrow_schema
+    source = ParquetSource(asked.paths)
+    table, is_layout = source.arrow_schema, has_sessions(source.about)
+    if is_layout:
+        table = impressions_of(table, (*session_level(source.about), *source.from_folders))
     schema, left = infer_schema(table, labels=asked.labels, weight=asked.weight, num_embeddings=asked.num_embeddings)
     if asked.json:
         sys.stdout.write(json.dumps({"data": {"schema": as_settings(schema)}}) + "\n")

@@ -178,7 +178,7 @@ class ElasticLoader(Generic[T]):
         return self._as_state(self._to_resume())
 
     def _as_state(self, position: State) -> State:
-        return {"version": _VERSION, "graph": _fingerprint(self.root), **position}
+        return {"version": _VERSION, "graph": _fingerprint(self.root), "batch_size": self.batch_size, **position}
 
     def follow(self, progress: Progress) -> None:
         """Let `state_dict` tell the position behind the last batch *trained on*: trainers take batches ahead.
@@ -211,7 +211,8 @@ class ElasticLoader(Generic[T]):
     def load_state_dict(self, state_dict: State) -> None:
         """Make the next `iter` continue from there, at whatever widths and lanes this graph has.
 
-        Raises ConfigError when the state is of another version or of another graph.
+        Raises ConfigError when the state is of another version or of another graph, or stands within an epoch of
+        batches of another size.
         """
         is_state = isinstance(state_dict, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance] - out of a checkpoint
         version = state_dict.get("version") if is_state else type(state_dict).__name__
@@ -229,6 +230,13 @@ class ElasticLoader(Generic[T]):
         for what, kinds in (("epoch", (int,)), ("num_yielded", (int,)), ("root", (dict, NoneType))):
             if what not in state_dict or not isinstance(state_dict[what], kinds):
                 raise _damaged(f"its '{what}' is {state_dict.get(what, 'missing')!r}")
+        size, num_yielded = state_dict.get("batch_size"), state_dict["num_yielded"]
+        if size is not None and self.batch_size not in (None, size) and num_yielded > 0:
+            raise ConfigError(
+                f"ElasticLoader: this state is {num_yielded} batches of {size} into an epoch, and here a batch has "
+                f"{self.batch_size}: as many batches would be other rows. Resume with batch_size={size}; a state of an "
+                "epoch's end fits any."
+            )
         self._loaded = state_dict
 
     # ---- stages and meters ----

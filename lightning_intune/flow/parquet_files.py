@@ -38,15 +38,28 @@ class ParquetFile:
 
     @property
     def about(self) -> Mapping[bytes, bytes]:
-        """What the footer says beside its columns."""
-        return self.fragment.metadata.metadata or {}
+        """What our own commands have written into the footer."""
+        about = self.fragment.metadata.metadata or {}
+        return {key: value for key, value in about.items() if key.startswith(b"lightning_intune.")}
 
-    def num_entries(self, column: str) -> int:
-        """Entries of a column of lists of single values, in all rows together; a list without any counts as one."""
+    @property
+    def from_folders(self) -> tuple[str, ...]:
+        """Columns that stand in the names of its folders."""
+        return tuple(name for name in self.schema.names if name not in self.fragment.physical_schema.names)
+
+    def num_entries(self, column: str) -> int | None:
+        """Entries of a column of lists of single values, in all rows together; a list without any counts as one.
+
+        None where the file has no such column.
+        """
         footer = self.fragment.metadata
-        leaves = [at for at in range(footer.num_columns) if footer.schema.column(at).path.split(".")[0] == column]
+        paths = [footer.schema.column(leaf).path for leaf in range(footer.num_columns)]
+        inner = [path.removeprefix(f"{column}.") if path.startswith(f"{column}.") else "" for path in paths]
+        leaves = [leaf for leaf, path in enumerate(inner) if path.count(".") == 1]  # as in `list.element`
+        if len(leaves) != 1:
+            return None
         groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-        return sum(group.column(leaves[0]).num_values for group in groups) if leaves else 0
+        return sum(group.column(leaves[0]).num_values for group in groups)
 
     def row_groups(self, keep: pc.Expression | None, schema: pa.Schema) -> list[tuple[int, int]]:
         """(number, rows) of its non-empty row groups, less those whose statistics rule `keep` out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -14,7 +14,7 @@ from lightning_intune.config import check_columns
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.filesystems import Paths, locate
 from lightning_intune.flow.node import Node, State
-from lightning_intune.flow.parquet_files import common_schema, find_files, read_footers
+from lightning_intune.flow.parquet_files import ParquetFile, common_schema, find_files, read_footers
 from lightning_intune.flow.row_filter import checked_defaults, row_filter
 from lightning_intune.flow.row_groups import ReadRowGroup, RowGroup
 from lightning_intune.flow.seeded import checked_seed
@@ -40,8 +40,8 @@ class ParquetSource(Node[RowGroup]):
     Files may differ: numbers are widened, and a column that only some files have holds its value in `defaults` for
     the others, else null. `filters` keeps only rows for which it is true: an Arrow expression, or what
     `pyarrow.parquet` takes, as in `[("day", ">=", 5)]`. Row groups whose statistics rule it out are never read; all
-    row counts here are before filtering. `entries_of` is a column of lists of single values whose entries are counted
-    too, as footers tell them: `num_entries`.
+    row counts here are before filtering. `entries_of` may name, after a look at the first file, a column of lists of
+    single values whose entries are then counted, as footers tell them: `num_entries`.
 
     An epoch's order is that of the files, or with `shuffle` a permutation drawn from (seed, epoch). `set_epoch` says
     which epoch the next fresh `reset` begins. Row groups are dealt out over the ranks along that order, each to the
@@ -62,7 +62,7 @@ class ParquetSource(Node[RowGroup]):
         filesystem: Any = None,
         filters: Any = None,
         defaults: Mapping[str, Any] | None = None,
-        entries_of: str | None = None,
+        entries_of: Callable[[ParquetFile], str | None] | None = None,
     ) -> None:
         super().__init__()
         _check_rank(rank, world_size)
@@ -70,9 +70,13 @@ class ParquetSource(Node[RowGroup]):
         located, self._filesystem = locate(paths, filesystem)
         files = read_footers(find_files(located, self._filesystem), self._filesystem)
         schema = common_schema(files)
-        check_columns("ParquetSource", [*(columns or ()), *([entries_of] if entries_of else [])], schema.names)
-        self.num_entries = sum(file.num_entries(entries_of) for file in files) if entries_of else None
-        """Entries of the column of lists `entries_of`, all ranks together, before any filter."""
+        check_columns("ParquetSource", columns or (), schema.names)
+        self.about, self.from_folders = files[0].about, files[0].from_folders
+        """What our own commands wrote into the first footer; columns that stand in the names of folders."""
+        counted = None if entries_of is None else entries_of(files[0])
+        entries = [None if counted is None else file.num_entries(counted) for file in files]
+        self.num_entries = None if None in entries else sum(entry for entry in entries if entry is not None)
+        """Entries of the column that `entries_of` names, all ranks together, before any filter; None: not known."""
         self.arrow_schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         self.shuffle, self.rank, self.world_size = shuffle, rank, world_size
         self._keep = None if filters is None else row_filter(filters, schema)

@@ -287,7 +287,7 @@ def test_what_does_not_fit_the_schema_or_the_files_is_refused(files: tuple[Path,
         data_module(rows, Balance(mode="local", unit="session")).setup("fit")
     with pytest.raises(ConfigError, match="no column 'visit'"):
         data_module(rows, Balance(mode="local", unit="session", session="visit")).setup("fit")
-    with pytest.raises(ConfigError, match="holds list"):
+    with pytest.raises(ConfigError, match="Set unit to session"):
         data_module(folded, Balance(mode="local")).setup("fit")
 
 

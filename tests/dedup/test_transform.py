@@ -24,7 +24,7 @@ from lightning_intune.dedup import (
     SessionsToBatch,
     plan_for,
 )
-from lightning_intune.dedup.layout import session_level
+from lightning_intune.dedup.footer import session_level
 from lightning_intune.dedup.measure import measure
 from lightning_intune.dedup.plan import dedup_factor
 from lightning_intune.errors import ConfigError, StageError

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,14 +17,17 @@ import pytest
 import torch
 
 from lightning_intune import InTuneCallback, InTuneDataModule, console
+from lightning_intune.balance import Balance
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
 from lightning_intune.dedup import Batch
 from lightning_intune.dedup.etl.session_layout import file_metadata, fold_sessions
 from lightning_intune.dedup.layout import SessionLayout
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow import ParquetSource
+from lightning_intune.pipeline import Pipeline, Place
 from tests.lightning.conftest import Clicks, trainer
 
+ROOT = Path(__file__).parents[2]
 LEVEL = ("session", "user", "history")
 SCHEMA = Schema(
     dense=[DenseFeature(name="price")],
@@ -160,20 +167,71 @@ def test_filters_make_its_length_unknown_and_apply_to_sessions(files: Path) -> N
     assert [row[0] for batch in filtered for row in rows_of(batch)] == wanted
 
 
-def test_entries_are_counted_by_footers(files: Path) -> None:
-    rows = pq.read_table(files / "rows")
-    assert ParquetSource(files / "sessions", entries_of="click").num_entries == rows.num_rows
+def test_entries_are_counted_by_footers(files: Path, tmp_path: Path) -> None:
+    def counted(folder: Path, column: str) -> int | None:
+        return ParquetSource(folder, entries_of=lambda _: column).num_entries
+
+    num_rows = pq.read_table(files / "rows").num_rows
+    assert counted(files / "sessions", "click") == num_rows
+    assert counted(files / "sessions", "history") is not None
+    assert counted(files / "sessions", "user") is None  # no list
+    assert counted(files / "sessions", "absent") is None
     assert ParquetSource(files / "sessions").num_entries is None
-    with pytest.raises(ConfigError, match="'clik'"):
-        ParquetSource(files / "sessions", entries_of="clik")
+    # A dot in a name is no path into it, and another column may begin alike.
+    dotted = pa.table({"l": [[1, 2]], "l.click": [[1.0, 2.0]], "l.x": [3]})
+    pq.write_table(dotted, tmp_path / "dotted.parquet")
+    assert counted(tmp_path, "l.click") == counted(tmp_path, "l") == 2
 
 
 def test_too_few_impressions_are_told_before_the_run(files: Path) -> None:
-    with pytest.raises(ConfigError, match="impressions do not fill one batch of 100000"):
+    with pytest.raises(ConfigError, match="impressions over 1 ranks do not fill one batch of 100000"):
         loader(module(files / "sessions", batch_size=100_000, drop_last=True))
+    pipeline = Pipeline(schema=SCHEMA, batch_size=900, drop_last=True)
+    with pytest.raises(ConfigError, match="impressions over 2 ranks do not fill one batch of 900 each"):
+        pipeline.loader(str(files / "sessions"), Place(rank=0, world_size=2, is_train=True))
 
 
-def test_a_schema_without_a_single_value_per_impression_has_no_length(files: Path) -> None:
+@pytest.mark.parametrize("layout", ["rows", "sessions"])
+def test_a_resume_at_another_batch_size_is_refused_within_an_epoch_and_no_fault_at_its_end(
+    files: Path, layout: str
+) -> None:
+    first = loader(module(files / layout, batch_size=100))
+    begun, batches = first.state_dict(), iter(first)
+    list(islice(batches, 5))
+    state = first.state_dict()
+    first.shutdown()
+    other = loader(module(files / layout, batch_size=16))
+    with pytest.raises(ConfigError, match=r"5 batches of 100 into an epoch.*Resume with batch_size=100"):
+        other.load_state_dict(state)
+    other.load_state_dict(begun)
+    assert len(list(other)) == len(other)
+
+
+def test_columns_of_folder_names_are_the_sessions(files: Path, tmp_path: Path) -> None:
+    for part, region in enumerate(("eu", "us")):
+        (tmp_path / f"region={region}").mkdir()
+        shutil.copy(files / "sessions" / f"{part}.parquet", tmp_path / f"region={region}")
+    features = [*SCHEMA.sparse, SparseFeature(name="region", num_embeddings=1000)]
+    data = InTuneDataModule(
+        Schema(sparse=features, labels=["click"]), train=str(tmp_path), batch_size=64, shuffle=False
+    )
+    regions = {values for batch in loader(data) for values in batch.sparse["region"][0].tolist()}
+    assert len(regions) == 2
+
+
+def test_where_every_label_is_the_sessions_a_session_is_an_example(files: Path) -> None:
+    schema = Schema(sparse=[SparseFeature(name=name, num_embeddings=97) for name in ("user", "item")], labels=["user"])
+    batches = list(loader(InTuneDataModule(schema, train=str(files / "sessions"), batch_size=64, shuffle=False)))
+    assert sum(len(batch.labels) for batch in batches) == 200
+    assert max(batches[0].sparse["item"][1].tolist()) > 1
+
+
+def test_balancing_impressions_of_sessions_says_what_to_set(files: Path) -> None:
+    with pytest.raises(ConfigError, match="Set unit to session"):
+        loader(module(files / "sessions", balance=Balance(mode="local")))
+
+
+def test_a_schema_without_labels_has_no_length(files: Path) -> None:
     schema = Schema(sparse=SCHEMA.sparse, labels=[])
     assert SessionLayout(schema, LEVEL).counted is None
     data = InTuneDataModule(schema, train=str(files / "sessions"), batch_size=64)
@@ -187,3 +245,23 @@ def test_the_schema_command_sees_impressions(files: Path, capsys: pytest.Capture
         assert console.main(["schema", str(files / name), "--label", "click"]) == 0
         shown.append(capsys.readouterr().out.split("\n", 1)[1])
     assert shown[0] == shown[1]
+
+
+def test_two_ranks_share_the_sessions_and_take_as_many_steps(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.lightning.session_ranks"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), str(files / "sessions")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=100)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
+    assert first["num_batches"] == second["num_batches"]
+    wanted = [row[0] for batch in loader(module(files / "rows")) for row in rows_of(batch)]
+    assert sorted(first["labels"] + second["labels"]) == sorted(wanted)
+    assert min(len(first["labels"]), len(second["labels"])) > 0.4 * len(wanted)

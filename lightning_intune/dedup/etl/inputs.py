@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from lightning_intune.column_types import is_list
 from lightning_intune.dedup.etl.engine import text
-from lightning_intune.dedup.layout import has_sessions
+from lightning_intune.dedup.footer import has_sessions
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.filesystems import is_local, locate
 from lightning_intune.flow.parquet_files import common_schema, find_files, read_footers

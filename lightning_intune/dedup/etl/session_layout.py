@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_intune.column_types import plain
-from lightning_intune.dedup.layout import LAYOUT_KEY, LEVEL_KEY
+from lightning_intune.dedup.footer import LAYOUT_KEY, LEVEL_KEY
 
 SESSION_KEY = b"lightning_intune.session_column"
 TIME_KEY = b"lightning_intune.time_column"
