@@ -105,8 +105,9 @@ def test_killing_workers_from_outside_again_and_again_costs_no_item() -> None:
         if len(out) % 20 == 0:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may have gone between listing and killing
                 workers = [process for process in psutil.Process().children(recursive=True) if not process.children()]
-                rng.choice(workers).kill()
-                num_killed += 1
+                if workers:  # all that were listed may have been the fork server, which has others by now
+                    rng.choice(workers).kill()
+                    num_killed += 1
     assert out == [3 * n for n in range(300)]
     assert num_killed > 5
 
