@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lightning_intune import console
 from lightning_intune.dedup.etl.analysis import AnalyzeJob, analyze
 from lightning_intune.dedup.etl.synth import SynthFeature, SynthSpec, write_synth
 from lightning_intune.errors import ConfigError
@@ -117,3 +118,13 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
     pq.write_table(pa.table({"session": [1], "a": [1]}), tmp_path / "in.parquet")
     with pytest.raises(ConfigError, match="gives 1 rows, and repeats need two"):
         analyze(job(tmp_path / "in.parquet", time=None))
+
+
+def test_rows_without_a_session_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pa.table({"session": [1, 1, None, 2, 2, None, None], "user": [5, 5, 6, 7, 7, 8, 9]})
+    pq.write_table(rows, tmp_path / "log.parquet")
+    found = analyze(job(tmp_path / "log.parquet", session="session", time=None))
+    assert (found.num_rows, found.rows_without_session, found.sampled_rows) == (7, 3, 4)
+    assert console.main(["analyze", str(tmp_path / "log.parquet"), "--session", "session"]) == 0
+    assert "3 rows have no session and were left out" in capsys.readouterr().out
+    assert analyze(job(tmp_path / "log.parquet", session=None, time=None)).rows_without_session == 0

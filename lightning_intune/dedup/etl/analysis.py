@@ -85,6 +85,8 @@ class Analysis:
 
     files: int
     num_rows: int
+    rows_without_session: int
+    """Not looked at; `cluster` wants them mended, or left out with `--drop-nulls`."""
     sampled_rows: int
     sampled_sessions: int
     samples_per_session: float
@@ -113,7 +115,9 @@ def analyze(job: AnalyzeJob) -> Analysis:
         inputs = open_inputs(engine, job.paths, history=job.history, line_bytes=job.memory_limit_bytes // 32)
         named = [name for name in (job.session, job.time) if name is not None]
         check_columns("analyze", named, list(inputs.columns))
-        num_rows = engine.sql(f"SELECT count(*) FROM ({inputs.relation})").fetchall()[0][0]
+        of_sessions = "count(*)" if job.session is None else f"count({quoted(job.session)})"
+        counted = engine.sql(f"SELECT count(*), {of_sessions} FROM ({inputs.relation})").fetchall()[0]
+        num_rows, rows_in_sessions = counted
         sample = _sample(engine, inputs, job, num_rows)
         if sample.num_rows < 2:
             raise ConfigError(f"analyze: '{inputs.files[0]}' gives {sample.num_rows} rows, and repeats need two.")
@@ -137,6 +141,7 @@ def analyze(job: AnalyzeJob) -> Analysis:
     return Analysis(
         files=len(inputs.files),
         num_rows=num_rows,
+        rows_without_session=num_rows - rows_in_sessions,
         sampled_rows=sample.num_rows,
         sampled_sessions=len(bounds) - 1,
         samples_per_session=sample.num_rows / (len(bounds) - 1),

@@ -26,6 +26,10 @@ def print_analysis(found: Analysis, console: Console) -> None:
         f"{found.num_rows:,} rows in {found.files} files; looked at {found.sampled_rows:,} rows ({share:.0f} %) "
         f"{sessions}."
     )
+    if found.rows_without_session:
+        console.print(
+            f"{found.rows_without_session:,} rows have no session and were left out; `cluster` can too: --drop-nulls."
+        )
     table = Table(title="How often features repeat within sessions")
     for name in ("feature", "type"):
         table.add_column(name)
