@@ -49,7 +49,9 @@ class GuardSettings:
     fewer_gain: float = 0.1
     """What the model must foretell for them over the present rate, which is without waiting for cores."""
     full: float = 0.01
-    """Share of the CPUs that may be idle, and gain that may be foretold, where a pipeline counts as full."""
+    """Gain that may be foretold where a pipeline counts as full."""
+    full_idle: float = 0.06
+    """Share of the CPUs that may then be idle, or taken by others for a moment: what is free is known that well."""
 
 
 @final
@@ -138,9 +140,9 @@ class Guard:
     def _hold_full(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
         # All CPUs are busy, and the model foretells no gain either: more threads only crowd it. What goes back to
         # widths that were measured to be better is not held.
-        reading, full = situation.reading, self.settings.full
-        is_full = reading.cpu_used >= (1.0 - full) * reading.free_cpus
-        is_full &= situation.predicted_proposal < situation.rate * (1.0 + full)
+        reading, settings = situation.reading, self.settings
+        is_full = reading.cpu_used >= (1.0 - settings.full_idle) * reading.free_cpus
+        is_full &= situation.predicted_proposal < situation.rate * (1.0 + settings.full)
         holds = is_full & (why == int(Why.MOVED)) & ((wanted - reading.width).sum(1) > 0)
         wanted = np.where(holds[:, None], reading.width, wanted)
         return wanted, np.where(holds, int(Why.HELD), why)

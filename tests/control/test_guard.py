@@ -105,9 +105,10 @@ def at_work(*, use, gain, turns=0):
     return replace(situation, reading=reading, predicted_proposal=gain * situation.rate, turns=np.full(6, float(turns)))
 
 
+@pytest.mark.parametrize("use", [1.0, 0.95])
 @pytest.mark.parametrize("turns", [0, 5])
-def test_a_pipeline_that_fills_the_cpus_is_not_widened(turns: int):
-    situation = at_work(use=1.0, gain=1.005, turns=turns)
+def test_a_pipeline_that_fills_the_cpus_is_not_widened(turns: int, use: float):
+    situation = at_work(use=use, gain=1.005, turns=turns)
     verdict = judged(situation, situation.reading.width + 1)
     np.testing.assert_array_equal(verdict.widths, situation.reading.width)
     assert (verdict.why == Why.HELD).all()
