@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightning_intune.dedup.etl.engine import open_engine, parse_bytes, row_hash
+from lightning_intune.dedup.etl.engine import failures_named, open_engine, parse_bytes, row_hash
 from lightning_intune.dedup.etl.inputs import describe
 from lightning_intune.errors import ConfigError
 from tests.etl.helpers import LIMIT
@@ -58,3 +58,15 @@ def test_without_duckdb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "duckdb", absent)
     with pytest.raises(ConfigError, match=r"lightning-intune\[etl\]"), open_engine(LIMIT, tmp_path, threads=1):
         pass
+
+
+def test_an_assertion_of_duckdb_over_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    # Mutation 9815 of the soak's hostile files, a page of a snappy Parquet file, ends so.
+    import duckdb
+
+    with pytest.raises(
+        ConfigError, match=r"cannot be read, or DuckDB is at fault \(INTERNAL Error: index 6\)"
+    ) as caught:
+        with failures_named(tmp_path):
+            raise duckdb.InternalException("INTERNAL Error: index 6\nStack trace\n/lib/x")
+    assert "Stack" not in str(caught.value)

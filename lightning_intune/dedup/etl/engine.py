@@ -90,6 +90,12 @@ def _named(error: Exception, scratch: Path) -> Exception:
         return ConfigError(
             f"the memory limit does not suffice ({_first_line(words)}). Raise --memory-limit, or lower --threads."
         )
+    # Damaged pages may also trip an assertion of DuckDB's, whose text is mostly its stack.
+    if isinstance(error, duckdb.InternalException) or (is_streamed and words.startswith("INTERNAL Error")):
+        return ConfigError(
+            f"the data cannot be read, or DuckDB is at fault ({_first_line(words)}). Write the files anew, and tell us "
+            "should sound ones end so too."
+        )
     unreadable = (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException, duckdb.BinderException)
     # Its Parquet reader raises the bare class for damaged pages and footers; our own SQL would fail with another.
     if (
