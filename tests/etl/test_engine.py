@@ -64,9 +64,11 @@ def test_an_assertion_of_duckdb_over_a_damaged_file_is_one_line(tmp_path: Path) 
     # Mutation 9815 of the soak's hostile files, a page of a snappy Parquet file, ends so.
     import duckdb
 
-    with pytest.raises(
-        ConfigError, match=r"cannot be read, or DuckDB is at fault \(INTERNAL Error: index 6\)"
-    ) as caught:
-        with failures_named(tmp_path):
-            raise duckdb.InternalException("INTERNAL Error: index 6\nStack trace\n/lib/x")
+    with (
+        pytest.raises(
+            ConfigError, match=r"cannot be read, or DuckDB is at fault \(INTERNAL Error: index 6\)"
+        ) as caught,
+        failures_named(tmp_path),
+    ):
+        raise duckdb.InternalException("INTERNAL Error: index 6\nStack trace\n/lib/x")
     assert "Stack" not in str(caught.value)
