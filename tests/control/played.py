@@ -17,8 +17,11 @@ class Clock:
 
 
 class FixedBudget:
+    def __init__(self, cpus=8.0):
+        self.reading = BudgetReading(cpus=cpus, memory_bytes=10**8, memory_limit_bytes=10**10)
+
     def read(self):
-        return BudgetReading(cpus=8.0, memory_bytes=10**8, memory_limit_bytes=10**10)
+        return self.reading
 
 
 class Flow:

@@ -5,21 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lightning_intune.control import Tuner, make_agent
-from lightning_intune.control.budget import BudgetReading
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-class FourCpus:
-    def read(self):
-        return BudgetReading(cpus=4.0, memory_bytes=10**8, memory_limit_bytes=10**10)
+from tests.control.played import Clock, FixedBudget
 
 
 class LooksLikeTheGil:
@@ -57,7 +44,7 @@ def test_the_tuner_moves_it_once_and_back_if_that_was_worse_and_no_item_notices(
     taken, moves = [], []
     with ElasticLoader(parse) as loader:
         meters = LooksLikeTheGil(loader, {"thread": 0.02, "process": process_s})
-        tuner = Tuner(agent=make_agent("model"), knobs=loader.knobs, budget=FourCpus(), clock=meters.clock)
+        tuner = Tuner(agent=make_agent("model"), knobs=loader.knobs, budget=FixedBudget(4.0), clock=meters.clock)
         for item in loader:
             taken.append(item)
             meters.step()

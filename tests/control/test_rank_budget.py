@@ -12,16 +12,9 @@ from torch.distributed import HashStore
 from lightning_intune.control.budget import BudgetReading
 from lightning_intune.control.rank_budget import Place, RankBudget, among_ranks
 from lightning_intune.control.shared_budget import Demand
+from tests.control.played import Clock
 
 GIB = 1 << 30
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 class Whole:

@@ -258,7 +258,12 @@ def test_two_ranks_share_the_sessions_and_take_as_many_steps(files: Path, tmp_pa
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=100)[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate(timeout=100)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
     assert [rank.returncode for rank in ranks] == [0, 0]
     first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert first["num_batches"] == second["num_batches"]
