@@ -13,7 +13,7 @@ from typing import final
 
 import psutil
 
-_LASTING = ("pytest_timeout", "tqdm", "ray")
+LASTING = ("pytest_timeout", "tqdm", "ray")
 
 
 @final
@@ -33,7 +33,7 @@ class Census:
         gc.collect()
         maps = Path("/proc/self/maps").read_text()
         return Census(
-            threads=frozenset(t for t in threading.enumerate() if not t.name.startswith(_LASTING)),
+            threads=frozenset(t for t in threading.enumerate() if not t.name.startswith(LASTING)),
             processes=frozenset(_processes()),
             num_fds=len(os.listdir("/proc/self/fd")),
             num_shared=maps.count("memfd:lightning_intune"),
