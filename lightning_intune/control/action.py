@@ -44,7 +44,7 @@ class MoveSet:
             cut, grow = np.floor(0.8 * w), np.ceil(1.25 * w)
             rich, lean = situation.proposal.rich, situation.proposal.lean
             options = [w, p, rich, lean, situation.best_widths, w + 1.0, w - 1.0, cut, grow]
-        return reading.legal(np.stack(options)).transpose(1, 2, 0)
+        return reading.legal(np.array(options)).transpose(1, 2, 0)
 
     def legal(self, situation: Situation, widths: Floats) -> Bools:
         """[B, N, A] moves that may be made: holding always; no two moves to one width; CPU and memory allow it.

@@ -9,6 +9,7 @@ from typing import Protocol, final
 
 from lightning_intune.control.cgroup import Cgroup, cpus_in
 from lightning_intune.control.process_tree import ProcessTree
+from lightning_intune.control.system_file import line_after, read_text
 from lightning_intune.errors import ConfigError
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -90,7 +91,8 @@ class Budget:
             )
         if ranks_on_host < 1:
             raise ConfigError(f"budget: ranks_on_host={ranks_on_host} counts this one too. Give 1 or more.")
-        self._proc_root, self._shm_path = proc_root, shm_path
+        self._proc, self._shm_path = str(proc_root), shm_path
+        self._listed, self._allowed_cpus = "", frozenset({0})
         self._cgroup = Cgroup(proc_root / "self" / "cgroup", cgroup_root)
         self._tree = ProcessTree(proc_root)
         self._cpus, self._limit, self._memory_share, self._ranks = cpus, memory_limit_bytes, memory_share, ranks_on_host
@@ -147,15 +149,17 @@ class Budget:
 
     def _allowed(self) -> frozenset[int]:
         # The file, not os.sched_getaffinity: it can be faked, and read for the process, not the calling thread.
-        for line in _lines(self._proc_root / "self" / "status"):
-            if line.startswith("Cpus_allowed_list:"):
-                return cpus_in(line.split(":", 1)[1]) or frozenset({0})
-        return frozenset(range(os.cpu_count() or 1))
+        listed = line_after(read_text(f"{self._proc}/self/status"), "Cpus_allowed_list:")
+        if not listed:
+            return frozenset(range(os.cpu_count() or 1))
+        if listed != self._listed:
+            self._listed, self._allowed_cpus = listed, cpus_in(listed) or frozenset({0})
+        return self._allowed_cpus
 
     def _host_busy_s(self, allowed: frozenset[int]) -> float:
         # cpuN user nice system idle iowait irq softirq steal ..., in ticks. Source: proc_stat(5).
         ticks = 0
-        for line in _lines(self._proc_root / "stat"):
+        for line in read_text(f"{self._proc}/stat").split("\n"):
             if not line.startswith("cpu"):
                 break
             name, *counts = line.split()
@@ -170,9 +174,9 @@ class Budget:
         return int(self._memory_share * min(found)) // self._ranks if found else 2**62
 
     def _host_memory(self) -> int | None:
-        for line in _lines(self._proc_root / "meminfo"):
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
+        total = line_after(read_text(f"{self._proc}/meminfo"), "MemTotal:")
+        if total:
+            return int(total.split()[0]) * 1024
         return self._tree.host_memory_bytes()
 
     def _shm(self) -> tuple[int, int]:
@@ -181,11 +185,3 @@ class Budget:
         except OSError:
             return 0, 0
         return stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:  # Path.read_text costs twice as much
-            return file.read().splitlines()
-    except OSError:
-        return []

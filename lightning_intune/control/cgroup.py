@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
+from lightning_intune.control.system_file import read_text
+
 _NO_LIMIT = 2**60
 """Version 1 writes 'no memory limit' as the greatest multiple of a page below 2^63."""
 
@@ -123,13 +125,7 @@ class Cgroup:
 
 
 def _read(path: str | None) -> str:
-    if path is None:
-        return ""
-    try:
-        with open(path, encoding="ascii") as file:  # Path.read_text costs twice as much
-            return file.read()
-    except OSError:
-        return ""
+    return "" if path is None else read_text(path)
 
 
 def _number(path: str | None) -> int | None:

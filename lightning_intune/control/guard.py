@@ -95,11 +95,11 @@ class Guard:
         wanted = np.where(blind[:, None], np.where(reading.is_stage, reading.width, 0.0), wanted)
         why = np.where(blind, int(Why.BLIND), why)
         # What does not fit gives way to the proposal, which spreads the memory over all stages.
-        too_much = (fit_memory(reading, wanted) != wanted).any(1)
-        wanted = np.where((too_much & ~blind)[:, None], situation.proposal.widths, wanted)
-        why = np.where(too_much, int(Why.MEMORY), why)
         fitted = fit_memory(reading, wanted)
-        why = np.where((fitted != wanted).any(1), int(Why.MEMORY), why)
+        too_much = (fitted != wanted).any(1)
+        if too_much.any():
+            fitted = fit_memory(reading, np.where((too_much & ~blind)[:, None], situation.proposal.widths, wanted))
+            why = np.where(too_much, int(Why.MEMORY), why)
         return Verdict(widths=fitted, why=why)
 
     def _avoid_harm(

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import TINY, Bools, Floats, log_ratio, ratio
+from lightning_intune.control.arrays import TINY, Bools, Floats, clip, log_ratio, ratio
 from lightning_intune.control.best import BestKnown
 from lightning_intune.control.model import ModelSettings, Proposal, ServiceModel
 from lightning_intune.control.reading import Reading
@@ -16,6 +16,8 @@ from lightning_intune.control.step_time import StepTime
 
 _IDLE = 0.03
 """Busy for less than this share of its workers' time, a stage is idle."""
+_PREDICTED = [0, 4, 5]
+"""Of the widths weighed after a turn, those whose rate the model is asked for: proposal, present, fewer."""
 _FORGET_ALARMS = 0.8
 """Part of the alarms after moves that is remembered after a turn."""
 
@@ -146,34 +148,36 @@ class Knowledge:
         best_widths = reading.legal(np.where(known, best_widths, reading.width))
         proposal = self.model.propose(reading, best_rate, self.turns < 2, self._trust(reading, best_widths, best_rate))
         base, slope = self.model.waits()
-        candidates = np.stack([proposal.widths, proposal.lean, proposal.rich, best_widths])
+        candidates = np.array([proposal.widths, proposal.lean, proposal.rich, best_widths])
         alone = np.maximum(reading.busy - reading.run_delay, reading.cpu)
         fewer = reading.legal(np.maximum(np.minimum(np.ceil(1.02 * alone), reading.width), 1.0))
-        weighed = np.concatenate([candidates, reading.width[None]])  # at once: numpy's price is per call
+        # At once: numpy's price is per call.
+        weighed = np.concatenate([candidates, reading.width[None], fewer[None]])
         rates, visits = self.best.known(weighed)
+        predicted = self.model.predict(weighed[_PREDICTED], reading.free_cpus)
         crowds = self.model.crowd(weighed, reading.free_cpus)
         situation = Situation(
             candidates=candidates,
-            candidate_rate=rates[:-1],
-            candidate_visits=visits[:-1],
-            candidate_crowd=crowds[:-1],
-            crowd=crowds[-1],
+            candidate_rate=rates[:4],
+            candidate_visits=visits[:4],
+            candidate_crowd=crowds[:4],
+            crowd=crowds[4],
             crowd_cost=self.model.crowd_cost,
             fewer=fewer,
-            fewer_known=self.best.known(fewer),
-            predicted_fewer=self.model.predict(fewer, reading.free_cpus),
+            fewer_known=(rates[5], visits[5]),
+            predicted_fewer=predicted[2],
             reading=reading,
             proposal=proposal,
-            predicted=self.model.predict(reading.width, reading.free_cpus),
-            predicted_proposal=self.model.predict(proposal.widths, reading.free_cpus),
+            predicted=predicted[1],
+            predicted_proposal=predicted[0],
             cpu_s=self.model.cpu_s,
             burstiness=self.model.burstiness,
             wait_base_s=base,
             wait_slope_s=slope,
             best_widths=best_widths,
             best_rate=best_rate,
-            rate=rates[-1],
-            visits=visits[-1],
+            rate=rates[4],
+            visits=visits[4],
             turns=self.turns.copy(),
             has_shifted=shifted,
             inflation=self._inflation(reading),
@@ -205,7 +209,7 @@ class Knowledge:
         self.room_weight = weight + seen
         self.room_bytes = total / np.maximum(self.room_weight, 1.0)
         known = np.where(reading.is_stage, self.room_weight, np.inf).min(1)
-        error = 0.012 + 0.85 * reading.room_error / np.clip(known, 1.0, 16.0)
+        error = 0.012 + 0.85 * reading.room_error / clip(known, 1.0, 16.0)
         content = (reading.fill * reading.width * self.room_bytes).sum(1)
         base = reading.memory_bytes - content * (1.0 - error)
         # Freed memory often stays with the process and is used again: the least base seen is the true one, until

@@ -8,11 +8,12 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import TINY, Bools, Floats, ratio
+from lightning_intune.control.arrays import TINY, Bools, Floats, clip, ratio
 from lightning_intune.control.physics import queue_shape
 from lightning_intune.control.reading import Reading
 
-_BISECTIONS = 14
+_LIVE_SEARCH, _FLEET_SEARCH = (15, 15, 15, 3), (1,) * 14
+"""Rates looked at in each step of a search to 2^-14: many where numpy costs per call, one where it costs per number."""
 _TRAINER_REACH = 1.3
 _LEVELS = np.array([[2.0, 1.03, 0.04], [1.0, 1.08, 0.1], [0.35, 1.15, 0.15]])
 """Lean, usual, rich: times `cpu_gap`, trainer rates aimed at, headroom (workers beyond the need, as a share)."""
@@ -68,6 +69,17 @@ class Proposal:
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """What follows from the sums, [B, N]: seconds per sample, and the share of its work that a worker computes."""
+
+    cpu_s: Floats
+    base_s: Floats
+    slope_s: Floats
+    computing: Floats
+
+
+@final
 class ServiceModel:
     """Per stage: CPU seconds per sample, waiting seconds per sample, and how waiting grows with busy workers.
 
@@ -90,11 +102,11 @@ class ServiceModel:
         self.crowd_sums = np.zeros((5, num_pipelines))
         self.last_rate = np.zeros(num_pipelines)
         self.trainer_sum = np.zeros(num_pipelines)
-        self._waits: tuple[Floats, Floats] | None = None
+        self._fitted: _Fit | None = None
 
     def reset(self, rows: Bools) -> None:
         """Forget the chosen pipelines."""
-        self._waits = None
+        self._fitted = None
         for array in (self.weight, self.cpu_sum, self.delay_sum, self.used_sum, self.used_weight):
             array[rows] = 0.0
         self.slope_sums[:, rows] = 0.0
@@ -105,7 +117,7 @@ class ServiceModel:
 
     def reset_stages(self, stages: Bools) -> None:
         """Forget single stages [B, N], whose costs have shifted, and the whole's CPU cost with them."""
-        self._waits = None
+        self._fitted = None
         for array in (self.weight, self.cpu_sum, self.delay_sum):
             array[stages] = 0.0
         self.slope_sums[:, stages] = 0.0
@@ -128,31 +140,38 @@ class ServiceModel:
         self.used_weight = self.used_weight * keep[:, 0] + on[:, 0]
         self.used_sum = self.used_sum * keep[:, 0] + on[:, 0] * reading.cpu_used / x[:, 0]
         self.trainer_sum = self.trainer_sum * keep[:, 0] + on[:, 0] * (1.0 - reading.wait_share) / x[:, 0]
-        self._waits = None
+        self._fitted = None
         fade = np.where(ok, self.settings.forget_slope, 1.0)[None, :, None]
         n = reading.busy
-        terms = np.stack([np.ones_like(n), n, wait, n * n, n * wait])
+        terms = np.array([np.ones_like(n), n, wait, n * n, n * wait])
         self.slope_sums = self.slope_sums * fade + on[None] * terms
         use = np.minimum(reading.cpu_used / reading.free_cpus, 0.98)
         # Near saturation the delay explodes and a noisy `use` says little: hence the weight (1 - use)^2.
         trust = np.where(use < 0.95, (1.0 - use) ** 2, 0.0) / reading.free_cpus
-        queued = trust * np.stack([reading.run_delay.sum(1), reading.cpu.sum(1) * queue_shape(use, reading.free_cpus)])
+        queued = trust * np.array([reading.run_delay.sum(1), reading.cpu.sum(1) * queue_shape(use, reading.free_cpus)])
         self.queue_sums = self.queue_sums * fade[:, 0, :] + on[:, 0] * queued
         over = self.crowd(reading.width, reading.free_cpus)
         log_used = np.log(np.maximum(reading.cpu_used / x[:, 0], TINY))
         one = np.ones_like(over)
-        crowd = np.stack([one, over, log_used, over * over, over * log_used])
+        crowd = np.array([one, over, log_used, over * over, over * log_used])
         self.crowd_sums = self.crowd_sums * np.where(ok, 0.9, 1.0) + ok * crowd
         self.last_rate = np.where(ok, x[:, 0], self.last_rate)
 
     def refresh(self) -> None:
         """Sums were written from outside (a loaded state): compute anew what follows from them."""
-        self._waits = None
+        self._fitted = None
+
+    @property
+    def _fit(self) -> _Fit:
+        if self._fitted is None:
+            cpu_s, (base, slope) = ratio(self.cpu_sum, self.weight), self._fit_waits()
+            self._fitted = _Fit(cpu_s=cpu_s, base_s=base, slope_s=slope, computing=ratio(cpu_s, cpu_s + base))
+        return self._fitted
 
     @property
     def cpu_s(self) -> Floats:
         """[B, N] CPU seconds per sample."""
-        return ratio(self.cpu_sum, self.weight)
+        return self._fit.cpu_s
 
     @property
     def delay_s(self) -> Floats:
@@ -171,9 +190,7 @@ class ServiceModel:
 
     def waits(self) -> tuple[Floats, Floats]:
         """(base [B, N], slope [B, N]): wait seconds per sample = base + slope * busy workers, both >= 0."""
-        if self._waits is None:
-            self._waits = self._fit_waits()
-        return self._waits
+        return self._fit.base_s, self._fit.slope_s
 
     def _fit_waits(self) -> tuple[Floats, Floats]:
         weight, n, wait, nn, nwait = self.slope_sums
@@ -181,20 +198,18 @@ class ServiceModel:
         var = np.maximum(ratio(nn, weight) - mean_n**2, 0.0)
         cov = ratio(nwait, weight) - mean_n * mean_wait
         # The ridge (a tenth of mean_n squared) holds the slope at 0 until widths have really differed.
-        slope = np.clip(cov / (var + 0.02 * mean_n**2 + TINY), 0.0, ratio(mean_wait, mean_n))
+        slope = clip(cov / (var + 0.02 * mean_n**2 + TINY), 0.0, ratio(mean_wait, mean_n))
         return np.maximum(mean_wait - slope * mean_n, 0.0), slope
 
     @property
     def burstiness(self) -> Floats:
         """[B] run delay over that of memoryless CPU bursts; `prior_burstiness` until CPUs were busy."""
         doubt, prior = self.settings.queue_doubt, self.settings.prior_burstiness
-        return np.clip((self.queue_sums[0] + doubt * prior) / (self.queue_sums[1] + doubt), 0.0, 1.0)
+        return clip((self.queue_sums[0] + doubt * prior) / (self.queue_sums[1] + doubt), 0.0, 1.0)
 
     def crowd(self, widths: Floats, cpus: Floats) -> Floats:
         """[..., B] threads that would compute, beyond the CPUs, over the CPUs; 0 where they are fewer."""
-        base, _ = self.waits()
-        computing = (widths * ratio(self.cpu_s, self.cpu_s + base)).sum(-1)
-        return np.maximum(0.0, computing / cpus - 1.0)
+        return np.maximum(0.0, (widths * self._fit.computing).sum(-1) / cpus - 1.0)
 
     @property
     def crowd_cost(self) -> Floats:
@@ -203,7 +218,7 @@ class ServiceModel:
         mean_over, mean_used = ratio(over, weight), ratio(used, weight)
         var = np.maximum(ratio(over2, weight) - mean_over**2, 0.0)
         cov = ratio(over_used, weight) - mean_over * mean_used
-        return np.clip(
+        return clip(
             (cov + self.settings.crowd_ridge * self.settings.prior_crowd) / (var + self.settings.crowd_ridge), 0.0, 0.5
         )
 
@@ -228,11 +243,11 @@ class ServiceModel:
         return need
 
     def predict(self, widths: Floats, cpus: Floats) -> Floats:
-        """[B] samples/s that `widths` would give by this model: the least of stages, CPUs and trainer."""
+        """[..., B] samples/s that `widths` [..., B, N] would give by this model: the least of stages, CPUs, trainer."""
         base, slope = self.waits()
         is_known = (self.weight > 0) & (widths > 0)
         # w = x (cpu + base) / (1 - x slope), solved for x.
-        stage = np.where(is_known, widths / np.maximum(self.cpu_s + base + slope * widths, TINY), np.inf).min(1)
+        stage = np.where(is_known, widths / np.maximum(self.cpu_s + base + slope * widths, TINY), np.inf).min(-1)
         return np.minimum(np.minimum(stage, self.roofline(cpus)), 1.0 / np.maximum(self.trainer_s, TINY))
 
     def roofline(self, cpus: Floats) -> Floats:
@@ -272,9 +287,9 @@ class ServiceModel:
         is_hidden = (use < 0.8) & (reading.wait_share > 0.15) & (reading.cpu_used < 0.85 * reading.free_cpus)
         reached = np.where(is_hidden, np.minimum(settings.hidden_reach / reach, 1.0) * reached, reached)
         aim = np.where(is_fresh & ~is_hidden, aim, np.minimum(aim, reached))
-        headroom = np.stack([levels[:, 2], np.zeros_like(levels[:, 2])])[..., None]
+        headroom = np.array([levels[:, 2], np.zeros_like(levels[:, 2])])[..., None]
         needs = self.needs(reading.free_cpus)
-        roomy, tight = self._most(reading, needs, np.stack([aim, aim]), headroom)
+        roomy, tight = self._most(reading, needs, np.array([aim, aim]), headroom)
         # Where bounds or memory limit, headroom for all stages would cost the limiting one its workers.
         is_limited = tight > 1.03 * roomy
         rate = np.where(is_limited, tight, roomy)
@@ -283,9 +298,10 @@ class ServiceModel:
         keeps = (reading.width >= need * 1.02) & (reading.width <= np.ceil(need * settings.band))
         whole = np.where(keeps & ~(is_limited | is_fresh)[..., None], reading.width, whole)
         is_known = (self.weight > 0) & (rate > 0)[..., None]
-        lean, usual, rich = (reading.legal(widths) for widths in np.where(is_known, whole, reading.width))
+        legal = reading.legal(np.where(is_known, whole, reading.width))
+        lean, usual, rich = legal
         # The last percents of the CPUs take many threads: worth it only where threads cost little.
-        cost = 1.0 + self.crowd_cost * np.stack([self.crowd(w, reading.free_cpus) for w in (lean, usual, rich)])
+        cost = 1.0 + self.crowd_cost * self.crowd(legal, reading.free_cpus)
         value = rate / cost
         is_leaner = (value[0] > value[1] * (1.0 + settings.level_margin))[:, None]
         is_richer = (value[2] > value[1] * (1.0 + settings.level_margin))[:, None] & ~is_fresh[:, None]
@@ -311,11 +327,14 @@ class ServiceModel:
             return (whole <= high_widths).all(-1) & ((whole * room_bytes).sum(-1) <= room)
 
         # Mostly neither bounds nor memory limit, and one look is enough.
-        low, high = np.where(fits(aim), aim, 0.0), aim
-        for _ in range(_BISECTIONS if bool((low < high).any()) else 0):
-            rate = 0.5 * (low + high)
-            is_fit = fits(rate)
-            low, high = np.where(is_fit, rate, low), np.where(is_fit, high, rate)
+        low = np.where(fits(aim), aim, 0.0)
+        if bool((low == aim).all()):
+            return low
+        part = aim - low
+        for num_rates in _LIVE_SEARCH if reading.num_pipelines == 1 else _FLEET_SEARCH:
+            part = part / (num_rates + 1)
+            rates = low + part * np.arange(1, num_rates + 1).reshape(-1, *[1] * aim.ndim)
+            low = low + part * fits(rates).sum(0)  # what fits at one rate fits at all lower ones
         return low
 
     def _whole(self, need: Floats, headroom: Floats | float) -> Floats:

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import TINY, Bools, Floats, log_ratio, ratio
+from lightning_intune.control.arrays import TINY, Bools, Floats, clip, log_ratio, ratio
 from lightning_intune.control.knowledge import Situation
 
 STAGE_FEATURES = (
@@ -33,6 +33,9 @@ MODEL_FEATURES = frozenset(
        for whose in ("proposal", "lean", "rich", "best"))),
 )  # fmt: skip
 """What the plain network does not get to see."""
+_STAGE_LIMITS = np.array([4.0, 4.0, 4.0, 7.0, 2.0])[:, None, None]
+_WHOLE_LIMITS = np.array([4.0, 1.0, 4.0, 2.0, 2.0, *[1.0] * 4, *[4.0] * 4, *[1.0] * 3])[:, None]
+"""How far logarithms of ratios go, in the order in which they are computed: at once, as numpy costs per call."""
 
 
 @final
@@ -47,39 +50,50 @@ class Observation:
 
 def observe(situation: Situation, *, plain: bool = False) -> Observation:
     """The observation of a situation; `plain` blanks everything that comes from the model."""
-    stages = np.stack(_stage_columns(situation), axis=-1)
-    whole = np.stack(_whole_columns(situation), axis=-1)
     is_stage = situation.reading.is_stage
-    stages = np.where(is_stage[..., None], np.nan_to_num(stages), 0.0)
+    stages = _bounded(np.array(_stage_columns(situation))).transpose(1, 2, 0) * is_stage[..., None]
+    whole = _bounded(np.array(_whole_columns(situation))).T
     if plain:
         stages[..., [name in MODEL_FEATURES for name in STAGE_FEATURES]] = 0.0
         whole[..., [name in MODEL_FEATURES for name in GLOBAL_FEATURES]] = 0.0
-    return Observation(stages=np.clip(stages, -4, 4), whole=np.clip(np.nan_to_num(whole), -4, 4), is_stage=is_stage)
+    return Observation(stages=np.ascontiguousarray(stages), whole=np.ascontiguousarray(whole), is_stage=is_stage)
+
+
+def _bounded(columns: Floats) -> Floats:
+    # Within [-4, 4], 0 for what is not a number.
+    return np.where(np.isnan(columns), 0.0, clip(columns, -4.0, 4.0))
 
 
 def _stage_columns(situation: Situation) -> list[Floats]:
     r, p = situation.reading, situation.proposal
     cpus = r.free_cpus[:, None]
     width = np.maximum(r.width, TINY)
-    moved = np.where(situation.last_widths > 0, log_ratio(r.width, situation.last_widths, 2.0), 0.0)
     need = np.minimum(p.need, 1e4)
-    use = ratio(r.busy, r.width)
     locked = situation.wait_slope_s * r.busy
     alone = situation.cpu_s + situation.wait_base_s + locked
     free = np.maximum(r.memory_limit_bytes - r.memory_bytes, 1.0)[:, None]
     position = np.arange(r.num_stages)[None, :] / np.maximum(r.is_stage.sum(1) - 1, 1)[:, None]
+    use, delayed, computing, use_at_proposal, rounding, slope_share, wait_share = ratio(
+        np.array([r.busy, r.run_delay, r.cpu, p.samples_per_s[:, None] * alone, need, locked, situation.wait_base_s]),
+        np.array([r.width, r.busy, r.busy, r.width, p.widths, alone, alone]),
+    )
+    to_proposal, to_best, to_high, per_cpu, moved = log_ratio(
+        np.array([p.widths, situation.best_widths, r.high, r.width, r.width]),
+        np.array([r.width, r.width, r.width, np.broadcast_to(cpus, r.width.shape), situation.last_widths]),
+        _STAGE_LIMITS,
+    )
     is_bottleneck = (use >= use.max(1, keepdims=True) - 1e-9).astype(np.float64)
     return [
-        np.log2(np.maximum(r.width, 1.0)) / 7.0, log_ratio(r.width, cpus, 7.0) / 4.0,
-        use, r.starved / width, r.blocked / width, 2.0 * ratio(r.run_delay, r.busy), r.cpu / cpus,
-        ratio(r.cpu, r.busy), r.fill,
-        log_ratio(p.widths, r.width), np.clip(p.widths - r.width, -4, 4) / 4.0,
-        log_ratio(situation.best_widths, r.width), np.clip(situation.best_widths - r.width, -4, 4) / 4.0,
-        moved, ratio(situation.proposal.samples_per_s[:, None] * alone, r.width).clip(0, 3),
-        ratio(need, p.widths), ratio(locked, alone), ratio(situation.wait_base_s, alone), is_bottleneck,
-        np.clip(p.widths - need, -1, 2), log_ratio(r.high, r.width) / 4.0,
-        np.clip(r.room_bytes / free, 0.0, 2.0), np.broadcast_to(position, r.width.shape),
-        np.clip(p.rich - r.width, -4, 4) / 4.0, np.clip(p.lean - r.width, -4, 4) / 4.0,
+        np.log2(np.maximum(r.width, 1.0)) / 7.0, per_cpu / 4.0,
+        use, r.starved / width, r.blocked / width, 2.0 * delayed, r.cpu / cpus,
+        computing, r.fill,
+        to_proposal, clip(p.widths - r.width, -4.0, 4.0) / 4.0,
+        to_best, clip(situation.best_widths - r.width, -4.0, 4.0) / 4.0,
+        moved, clip(use_at_proposal, 0.0, 3.0),
+        rounding, slope_share, wait_share, is_bottleneck,
+        clip(p.widths - need, -1.0, 2.0), to_high / 4.0,
+        clip(r.room_bytes / free, 0.0, 2.0), np.broadcast_to(position, r.width.shape),
+        clip(p.rich - r.width, -4.0, 4.0) / 4.0, clip(p.lean - r.width, -4.0, 4.0) / 4.0,
     ]  # fmt: skip
 
 
@@ -87,19 +101,26 @@ def _whole_columns(situation: Situation) -> list[Floats]:
     r, p = situation.reading, situation.proposal
     x = r.samples_per_s
     limit = np.where(np.isfinite(r.memory_limit_bytes), r.memory_limit_bytes, np.inf)
-    effect = np.where(situation.last_rate > 0, log_ratio(x, situation.last_rate, 2.0), 0.0)
+    rate, width = situation.rate, r.width.sum(1)
+    over_roofline, over_best, gain, error, effect, *logs = log_ratio(
+        np.array([x, rate, situation.predicted_proposal, situation.predicted, x, *situation.candidate_rate,
+                  *situation.candidates.sum(-1), *p.rates]),
+        np.array([p.roofline_samples_per_s, situation.best_rate, x, x, situation.last_rate, *[rate] * 4,
+                  *[width] * 4, *[rate] * 3]),
+        _WHOLE_LIMITS,
+    )  # fmt: skip
+    measured, workers, aims = logs[:4], logs[4:8], logs[8:]
     return [
         np.log2(r.free_cpus) / 7.0, r.is_stage.sum(1) / 10.0, r.wait_share, r.cpu_used / r.free_cpus,
         r.memory_bytes / limit,
-        log_ratio(x, p.roofline_samples_per_s), 4.0 * log_ratio(situation.rate, situation.best_rate, 1.0),
-        log_ratio(situation.predicted_proposal, x), 2.0 * log_ratio(situation.predicted, x, 2.0),
+        over_roofline, 4.0 * over_best, gain, 2.0 * error,
         np.minimum(situation.turns, 10.0) / 10.0, 5.0 * r.noise, effect,
         2.0 * np.log2(np.maximum(situation.inflation, 1.0)), situation.burstiness,
         np.minimum((r.width * ratio(r.cpu + r.run_delay, r.busy)).sum(1) / r.free_cpus, 8.0) / 4.0,
         np.minimum(situation.crowd, 4.0), 4.0 * situation.crowd_cost,
-        *(4.0 * log_ratio(situation.candidate_rate, np.broadcast_to(situation.rate, (4, len(x))), 1.0)),
+        *(4.0 * log for log in measured),
         *(np.minimum(situation.candidate_visits, 8.0) / 4.0), np.minimum(situation.visits, 8.0) / 4.0,
-        *log_ratio(situation.candidates.sum(-1), np.broadcast_to(r.width.sum(1), (4, len(x)))),
+        *workers,
         *np.minimum(situation.candidate_crowd, 4.0),
-        *(4.0 * log_ratio(p.rates, np.broadcast_to(situation.rate, p.rates.shape), 1.0)),
+        *(4.0 * log for log in aims),
     ]  # fmt: skip

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import final
 
+from lightning_intune.control.system_file import line_after, read_text
+
 _READS_PER_WALK = 8
 """Children are looked up every so many reads: lanes come and go slowly, a walk costs a file per thread."""
 
@@ -19,7 +21,7 @@ class ProcessTree:
     """
 
     def __init__(self, proc_root: Path, pid: int | None = None) -> None:
-        self._root = proc_root
+        self._root = str(proc_root)
         self._pid = pid
         self._pids: list[int] = []
         self._num_reads = 0
@@ -50,26 +52,21 @@ class ProcessTree:
             if pid in found:
                 continue
             found.append(pid)
-            tasks = self._root / str(pid) / "task"
+            tasks = f"{self._root}/{pid}/task"
             try:
                 threads = os.listdir(tasks)
             except OSError:  # the process has ended, or this is not Linux
                 continue
             for thread in threads:
-                todo += [int(child) for child in _text(tasks / thread / "children").split()]
+                todo += [int(child) for child in read_text(f"{tasks}/{thread}/children").split()]
         return found
 
     def _own_pid(self) -> int:
         return os.getpid() if self._pid is None else self._pid
 
     def _status(self, pid: int) -> tuple[int, int]:
-        anon = shared = 0
-        for line in _text(self._root / str(pid) / "status").splitlines():
-            if line.startswith("RssAnon:"):
-                anon = int(line.split()[1]) * 1024
-            elif line.startswith("RssShmem:"):
-                shared = int(line.split()[1]) * 1024
-        return anon, shared
+        text = read_text(f"{self._root}/{pid}/status")
+        return _bytes(text, "RssAnon:"), _bytes(text, "RssShmem:")
 
     def _resident(self) -> int:
         if self._pid is not None:
@@ -81,9 +78,6 @@ class ProcessTree:
         return int(psutil.Process().memory_info().rss)
 
 
-def _text(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:  # Path.read_text costs twice as much
-            return file.read()
-    except OSError:
-        return ""
+def _bytes(status: str, key: str) -> int:
+    kib = line_after(status, key)
+    return int(kib.split()[0]) * 1024 if kib else 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_intune.control.action import BEST, HOLD, PROPOSAL, MoveSet
 from lightning_intune.control.agent import Policy, Wish
-from lightning_intune.control.arrays import Bools, Floats, Ints
+from lightning_intune.control.arrays import Bools, Floats, Ints, pick
 from lightning_intune.control.knowledge import Situation
 from lightning_intune.control.observation import Observation, observe
 from lightning_intune.control.qnet import QNet, usual_move
@@ -75,14 +75,14 @@ class QPolicy(Policy):
             chosen = np.where(is_joint & draws.any(1, keepdims=True) & seen.is_stage, joint, chosen)
             explored = np.asarray(draws.any(1))
         self._last = (seen, legal, widths)
-        wanted = np.take_along_axis(widths, chosen[..., None], -1)[..., 0]
+        wanted = pick(widths, chosen)
         return Wish(widths=wanted, q=q, moves=chosen, explored=explored, is_sure=is_sure)
 
     def _best(self, q: Floats, joint: Floats, together: Ints, is_stage: Bools) -> tuple[Ints, Bools]:
         # The best joint move, or every stage's own departure from the usual one; nothing below `margin`.
         usual_joint = usual_move(q.shape[-1])
         usual = together[..., usual_joint]
-        at_usual = np.take_along_axis(q, usual[..., None], -1)[..., 0]
+        at_usual = pick(q, usual)
         departs = is_stage & (q.max(-1) > at_usual + self.stage_margin)
         own = np.where(departs, q.argmax(-1), usual)
         gain = np.where(departs, q.max(-1) - np.where(departs, at_usual, 0.0), 0.0).sum(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import Bools, Floats
+from lightning_intune.control.arrays import Bools, Floats, clip
 from lightning_intune.control.budget import BudgetReading
 from lightning_intune.knobs import Knob
 from lightning_intune.meters import FlowStats, StageStats
@@ -53,7 +54,7 @@ class Reading:
     is_valid: Bools
     """[B] False where the turn says nothing: no samples, or meters that are not finite."""
 
-    @property
+    @cached_property
     def free_cpus(self) -> Floats:
         """[B] CPUs left by other jobs; the scheduler gives this one at least four tenths of its budget."""
         return np.maximum(self.cpus - self.others, 0.4 * self.cpus)
@@ -77,7 +78,7 @@ class Reading:
 
     def legal(self, widths: Floats) -> Floats:
         """`widths` within bounds, 0 where there is no stage, as they are where a stage stays put."""
-        inside = np.clip(widths, self.low, self.high)
+        inside = clip(widths, self.low, self.high)
         return np.where(self.is_stage, np.where(self.can_move, inside, self.width), 0.0)
 
 
@@ -99,7 +100,7 @@ def live_reading(
     whole = np.array([window.samples_per_s, window.wait_share, other_cpu_s / time_s, noise])
     is_sound = bool(np.isfinite(rows).all() and np.isfinite(whole).all() and window.num_samples > 0)
     bounds = np.array([(max(1, knob.bounds.low), max(1, knob.bounds.high)) for knob in knobs], dtype=np.float64)
-    width = np.clip(np.nan_to_num(width), bounds[None, :, 0], None)
+    width = np.maximum(np.nan_to_num(width), bounds[None, :, 0])
     reading = Reading(
         is_stage=np.ones(width.shape, dtype=np.bool_),
         can_move=(busy + cpu > 0.002) & (bounds[None, :, 1] > bounds[None, :, 0]),

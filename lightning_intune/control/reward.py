@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, final
 
 import numpy as np
 
-from lightning_intune.control.arrays import Floats, ratio
+from lightning_intune.control.arrays import Floats, clip, ratio
 
 Objective: TypeAlias = Literal["throughput", "no_stall"]
 
@@ -48,9 +48,9 @@ def reward(
     >>> reward(0.8 * one, one, 0.0 * one, 0.0 * one, RewardSettings(), lost_share=0.1).round(3).tolist()
     [0.75]
     """
-    kept = 1.0 - settings.memory_weight * np.clip(memory_share, 0.0, 1.0)
-    moved = settings.move_cost * np.clip(moved_share, 0.0, 1.0)
-    return ratio(rate, scale) * kept - moved - settings.step_cost * np.clip(lost_share, 0.0, 1.0)
+    kept = 1.0 - settings.memory_weight * clip(memory_share, 0.0, 1.0)
+    moved = settings.move_cost * clip(moved_share, 0.0, 1.0)
+    return ratio(rate, scale) * kept - moved - settings.step_cost * clip(lost_share, 0.0, 1.0)
 
 
 def worth(rate: Floats, lost_share: Floats, settings: RewardSettings) -> Floats:
@@ -59,12 +59,12 @@ def worth(rate: Floats, lost_share: Floats, settings: RewardSettings) -> Floats:
     >>> worth(np.array([100.0]), np.array([0.1]), RewardSettings()).tolist()
     [95.0]
     """
-    return rate * (1.0 - settings.step_cost * np.clip(lost_share, 0.0, 1.0))
+    return rate * (1.0 - settings.step_cost * clip(lost_share, 0.0, 1.0))
 
 
 def no_stall_reward(wait_share: Floats, workers: Floats, cpus: Floats, settings: RewardSettings) -> Floats:
     """[B] 1 - wait share - cost * workers per CPU: the fewest workers that keep the trainer from waiting."""
-    return 1.0 - np.clip(wait_share, 0.0, 1.0) - settings.worker_cost * ratio(workers, cpus)
+    return 1.0 - clip(wait_share, 0.0, 1.0) - settings.worker_cost * ratio(workers, cpus)
 
 
 def moved_share(before: Floats, after: Floats) -> Floats:

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import Bools, Floats, ratio
+from lightning_intune.control.arrays import Bools, Floats, clip, ratio
 from lightning_intune.control.reading import Reading
 
 _TOLERANCE = 0.05
@@ -44,4 +44,4 @@ class StepTime:
         least_s = np.where(self.least_s > 0, np.minimum(_FORGET * self.least_s, self.smooth_s), self.smooth_s)
         self.least_s = np.where(known, least_s, self.least_s)
         allowed_s = self.least_s * (1.0 + np.maximum(_TOLERANCE, 2.0 * reading.noise))
-        return np.where(known, np.clip(reading.samples_per_s * (self.smooth_s - allowed_s), 0.0, 1.0), 0.0)
+        return np.where(known, clip(reading.samples_per_s * (self.smooth_s - allowed_s), 0.0, 1.0), 0.0)
