@@ -3,13 +3,13 @@
     python -m benchmarks.callback_cost [--quick] --json
 
 Each round is three runs of the same steps over the same three stages, in turns first: without the callback, with it,
-and with a hook that comes and goes. The thread's CPU clock counts, so that another job's work counts less than by the
+and with a tuner that comes and goes. The thread's CPU clock counts, so that another job's work counts less than by the
 wall; quiet machines say more: a turn comes after so much time by the wall, in which a crowded machine makes fewer
 steps (`wall_step_ms` tells).
 
 `share_of_step` is the sum of two parts. `plain_us_per_step`, from the third run: how much longer the middle one of the
-steps is in which Lightning calls the hook, than of those in which it finds none; they take turns by `BLOCK` steps.
-`turns_us_per_step`, from the second: how much longer the hook took on average than in its middle step, which is the
+steps is whose loader tells the tuner of it, than of those whose loader does not; they take turns by `BLOCK` steps.
+`turns_us_per_step`, from the second: how much longer that took on average than in the middle step, which is the
 steps that begin or end a turn. Whole runs differ by much more than either, with and without the callback
 (`whole_run_us_per_step`, with its spread).
 """
@@ -74,13 +74,13 @@ class Busy(pl.LightningModule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one run, per step: CPU seconds of the training thread, those of our hook's turns, seconds by the wall."""
+    """Of one run, per step: CPU seconds of the training thread, those of the tuner's turns, seconds by the wall."""
 
     cpu_s: float
     plain_s: float
-    """Of the median step of the blocks with the hook, over that of those without; where they alternate."""
+    """Of the median step of the blocks with the tuner, over that of those without; where they alternate."""
     turns_s: float
-    """Of the hook's mean, over its median."""
+    """Of the mean of the tuner's steps, over their median."""
     wall_s: float
     num_turns: int
 
@@ -91,21 +91,26 @@ def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
     for name in ("read", "transform"):
         node = ElasticMapper(node, _as_tensor, 1, name=name)
     tuner, model = InTuneCallback(), Busy()
-    hook, hooks_s = tuner.on_train_batch_end, list[float]()
-
-    def timed(*args: Any) -> None:
-        began_s = time.thread_time()
-        hook(*args)
-        hooks_s.append(time.thread_time() - began_s)
-
-    def set_hook(step: int) -> None:
-        tuner.__dict__["on_train_batch_end"] = hook if _has_hook(step) else None
-
-    if mode == "alternating":
-        model.before_step = set_hook
-    if mode == "on":
-        tuner.__dict__["on_train_batch_end"] = timed
+    calls_s = list[float]()
     with ElasticLoader(ElasticPrefetcher(node, 2), num_batches=num_steps) as loader:
+        tell: Callable[[], object] = lambda: None  # noqa: E731 - until the callback has said what
+
+        def timed() -> None:
+            began_s = time.thread_time()
+            tell()
+            calls_s.append(time.thread_time() - began_s)
+
+        def set_up(step: int) -> None:
+            nonlocal tell
+            if step == 0:
+                assert loader.on_step is not None
+                tell = loader.on_step
+                loader.on_step = timed if mode == "on" else tell
+            if mode == "alternating":
+                loader.on_step = tell if _is_told(step) else None
+
+        if mode != "off":
+            model.before_step = set_up
         pl.Trainer(
             accelerator="cpu",
             max_epochs=1,
@@ -119,7 +124,7 @@ def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
     return Cost(
         cpu_s=model.epoch_cpu_s / num_steps,
         plain_s=_plain_s(np.diff(model.steps_begun_s)),
-        turns_s=float(np.mean(hooks_s) - np.median(hooks_s)) if hooks_s else 0.0,
+        turns_s=float(np.mean(calls_s) - np.median(calls_s)) if calls_s else 0.0,
         wall_s=model.epoch_s / num_steps,
         num_turns=len(tuner.history),
     )
@@ -164,13 +169,13 @@ def table(figures: dict[str, Any]) -> str:
     )
 
 
-def _has_hook(step: int) -> bool:
+def _is_told(step: int) -> bool:
     return step // BLOCK % 2 == 0
 
 
 def _plain_s(steps_s: npt.NDArray[np.float64]) -> float:
-    hooked = np.array([_has_hook(step) for step in range(len(steps_s))])
-    return float(np.median(steps_s[hooked]) - np.median(steps_s[~hooked]))
+    told = np.array([_is_told(step) for step in range(len(steps_s))])
+    return float(np.median(steps_s[told]) - np.median(steps_s[~told]))
 
 
 def _as_tensor(item: Any) -> torch.Tensor:

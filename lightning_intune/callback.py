@@ -27,7 +27,7 @@ from lightning_intune.report import Findings, findings, table
 from lightning_intune.tuned import TunedLoader, TunerSettings
 from lightning_intune.tuned_loaders import TunedLoaders
 
-_BUBBLE_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward")
+_BUBBLE_HOOKS = ("on_train_batch_start", "on_before_backward", "on_after_backward", "on_train_batch_end")
 _EMPTY_HOOKS = ("on_before_optimizer_step", "on_before_zero_grad")
 
 
@@ -146,6 +146,7 @@ class InTuneCallback(Callback):
         for name, tuned in self._training.items():
             if tuned is not known.get(name):
                 follow(tuned.loader, trainer)
+                tuned.loader.on_step = partial(self._step, name)
                 tuned.resume()
         if known != self._training:
             watched = {name: BubbleWatch.find(tuned.loader.root) for name, tuned in self._training.items()}
@@ -167,16 +168,19 @@ class InTuneCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name, tuned in self._training.items():
-            began_s = time.perf_counter()
-            decision = tuned.step()
-            if decision is not None and self._journal is not None:
-                self.history.append(decision)
-                self._journal.line(name, decision)
-                self._journal.scalars(name, decision)
-                tuned.tuner.spent(time.perf_counter() - began_s)
         for name, watch in self._bubbles.items():
             self._journal_bubbles(name, watch.end())
+
+    def _step(self, name: str) -> None:
+        """A training step is over, and its loader is asked for the next batch."""
+        began_s = time.perf_counter()
+        tuned = self._training[name]
+        decision = tuned.step()
+        if decision is not None and self._journal is not None:
+            self.history.append(decision)
+            self._journal.line(name, decision)
+            self._journal.scalars(name, decision)
+            tuned.tuner.spent(time.perf_counter() - began_s)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, watch in self._bubbles.items():
@@ -298,6 +302,7 @@ class InTuneCallback(Callback):
     def _shutdown(self) -> None:
         """Leave nothing running: workers, the exporter's server, our part of the progress bar."""
         for loader in self._loaders().values():
+            loader.on_step = None
             loader.shutdown()
         if self._exporter is not None:
             self._exporter.stop()

@@ -74,6 +74,11 @@ class ElasticLoader(Generic[T]):
         self._ahead: tuple[State | None, T] | None = None
         self._before: State | None = None  # the pass's first delivery, of a loader that follows nobody yet
         self._trail: Trail | None = None
+        self.on_step: Callable[[], object] | None = None
+        """Called before each batch but the first, by the thread that takes it: the step with the one before is over.
+
+        A trainer's own hooks cost each step several times as much. Not copied along with the loader.
+        """
         self._batches = self._samples = 0
         self._wait_s = 0.0
         self.stages: Mapping[str, ElasticStage[Any]] = _named_stages(root)
@@ -142,6 +147,8 @@ class ElasticLoader(Generic[T]):
     def _next(self, asking: _Pass[T]) -> T:
         if asking is not self._pass:
             raise RuntimeError("this iterator is stale: a newer iter() of the same ElasticLoader has begun")
+        if self.on_step is not None and self._batches > 0:
+            self.on_step()
         if self._trail is not None:
             self._trail.note(self._standing())
         elif self._untouched:  # Lightning takes one before it tells anybody that training begins
@@ -206,7 +213,8 @@ class ElasticLoader(Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) begins anew, in another trainer.
-        return {**self.__dict__, "_pass": None, "_ahead": None, "_before": None, "_trail": None, "_first": None}
+        fresh = dict.fromkeys(("_pass", "_ahead", "_before", "_trail", "_first", "on_step"))
+        return {**self.__dict__, **fresh}
 
     def load_state_dict(self, state_dict: State) -> None:
         """Make the next `iter` continue from there, at whatever widths and lanes this graph has.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -48,3 +49,21 @@ def test_state_of_another_graph_or_version_is_refused_and_says_why() -> None:
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="version 99"):
         other.load_state_dict({**state, "version": 99})
+
+
+def test_a_step_is_told_before_each_batch_but_the_first_and_its_time_is_no_waiting_for_data() -> None:
+    told: list[int] = []
+    seconds = iter(range(100))
+    loader = ElasticLoader(IterableSource(range(3)), clock=lambda: float(next(seconds)))
+
+    def note() -> None:
+        told.append(loader.stats().num_batches)
+
+    with loader:
+        loader.on_step = note
+        assert list(loader) == [0, 1, 2]
+        assert told == [1, 2, 3]
+        list(loader)
+        assert told == [1, 2, 3, 3, 4, 5, 6]  # the step with an epoch's last batch ends where the next begins
+        assert loader.stats().wait_s == 6.0  # one tick of the clock for each batch; each `note` read it too
+        assert copy.copy(loader).on_step is None

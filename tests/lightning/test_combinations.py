@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import CombinedLoader
 
@@ -137,6 +138,9 @@ def test_a_module_compiled_by_inductor_trains_as_an_eager_one(
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+PER_STEP = [name for name in dir(Callback) if name.startswith(("on_train_batch", "on_before", "on_after"))]
+
+
 class Untouchable:
     """A batch, or outputs, on a device: whatever is asked of it could make the host wait."""
 
@@ -149,12 +153,25 @@ def test_no_hook_looks_at_a_batch_or_at_outputs_so_none_waits_for_the_device(dat
 
     class Watched(Clicks):
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            tuner.on_train_batch_end(self.trainer, self, Untouchable(), Untouchable(), batch_idx)
+            InTuneCallback.on_train_batch_end(tuner, self.trainer, self, Untouchable(), Untouchable(), batch_idx)
+            InTuneCallback.on_train_batch_start(tuner, self.trainer, self, Untouchable(), batch_idx)
 
     model = Watched()
     trainer(tmp_path, callbacks=[tuner]).fit(model, data())
     assert len(model.rows) == 30
     assert tuner.history
+
+
+def test_a_step_without_balanced_batches_calls_no_hook_of_the_callback(data: Make, tmp_path: Path) -> None:
+    tuner, called = busy_tuner(), set[str]()
+
+    class Watched(Clicks):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            called.update(name for name in PER_STEP if getattr(tuner, name) is not None)
+
+    trainer(tmp_path, callbacks=[tuner]).fit(Watched(), data())
+    assert not called
+    assert all(callable(getattr(tuner, name)) for name in PER_STEP)  # as they were, for a run that is balanced
 
 
 def test_nothing_is_logged_but_by_the_training_thread(
