@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -146,7 +145,7 @@ class InTuneCallback(Callback):
         for name, tuned in self._training.items():
             if tuned is not known.get(name):
                 follow(tuned.loader, trainer)
-                tuned.loader.on_step = partial(self._step, name)
+                tuned.loader.on_step = tuned.told(partial(self._turned, name))
                 tuned.resume()
         if known != self._training:
             watched = {name: BubbleWatch.find(tuned.loader.root) for name, tuned in self._training.items()}
@@ -171,16 +170,11 @@ class InTuneCallback(Callback):
         for name, watch in self._bubbles.items():
             self._journal_bubbles(name, watch.end())
 
-    def _step(self, name: str) -> None:
-        """A training step is over, and its loader is asked for the next batch."""
-        began_s = time.perf_counter()
-        tuned = self._training[name]
-        decision = tuned.step()
-        if decision is not None and self._journal is not None:
+    def _turned(self, name: str, decision: Decision) -> None:
+        if self._journal is not None:
             self.history.append(decision)
             self._journal.line(name, decision)
             self._journal.scalars(name, decision)
-            tuned.tuner.spent(time.perf_counter() - began_s)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, watch in self._bubbles.items():
