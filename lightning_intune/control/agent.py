@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from lightning_intune.control.arrays import Bools, Floats, Ints
-from lightning_intune.control.guard import Guard, GuardSettings
+from lightning_intune.control.guard import Guard, GuardSettings, Why
 from lightning_intune.control.knowledge import Knowledge, Situation
 from lightning_intune.control.model import ModelSettings
 from lightning_intune.control.reading import Reading
@@ -101,6 +101,7 @@ class Agent:
             wish = replace(wish, widths=np.where(is_fed, np.minimum(wish.widths, situation.proposal.lean), wish.widths))
         known = knowledge.best.known_below(reading.legal(np.round(wish.widths)), situation.best_widths)
         verdict = guard.judge(situation, wish.widths, known, wish.is_sure)
+        knowledge.trial.begin(verdict.why == int(Why.FEWER), situation.rate, knowledge.model.used_s)
         self.policy.learn(situation, verdict.widths, wish)
         return Choice(widths=verdict.widths, why=verdict.why, situation=situation, wish=wish)
 

@@ -40,10 +40,17 @@ class GuardSettings:
     """Moves taken back since the last shift after which it rests at the best known widths."""
     patience: int = 9
     """Turns since the last shift after which it does so in any case."""
+    fewer_soon: tuple[int, int] = (3, 8)
+    """Of the first turns, those in which a crowded pipeline may have its trial with fewer workers."""
+    fewer_use: float = 0.85
+    """Share of the CPUs in use, at least, in a crowded pipeline."""
+    fewer_crowd: float = 0.45
+    """Threads that compute, over the CPUs, more than with fewer workers, in a crowded pipeline."""
     fewer_after: int = 2
     """Turns at the best known widths after which fewer workers are tried, where some only waited for a core."""
-    fewer_again: float = 16.0
-    """Turns until they are tried again; twice as many after each trial, for one noisy turn decides nothing."""
+    fewer_again: float = 24.0
+    """Turns until they are tried again, twice as many after each trial, for one noisy turn decides nothing; and turns
+    after which a pipeline that became crowded later is tried."""
     fewer_delay: float = 0.3
     """Share of the workers' busy time that was waiting for a core, at least: waiting for storage is none of it."""
     fewer_gain: float = 0.1
@@ -73,12 +80,13 @@ class Guard:
         self.num_reverts = np.zeros(num_pipelines)
         self.fewer_wait = np.zeros(num_pipelines)
         self.fewer_turns = np.zeros(num_pipelines)
+        self.age = np.zeros(num_pipelines)
 
     def restart(self, rows: Bools) -> None:
         """Fresh pipelines in the chosen rows."""
         self.quiet_turns[rows] = 0.0
         self.num_reverts[rows] = 0.0
-        self.fewer_wait[rows] = self.fewer_turns[rows] = 0.0
+        self.fewer_wait[rows] = self.fewer_turns[rows] = self.age[rows] = 0.0
 
     def judge(
         self, situation: Situation, wanted: Floats, known: tuple[Floats, Floats], is_sure: Bools | None = None
@@ -148,16 +156,22 @@ class Guard:
         return wanted, np.where(holds, int(Why.HELD), why)
 
     def _try_fewer(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
-        # Threads that mostly wait for a core slow the others down (caches, the GIL, hand-overs) by more than any model
-        # of ours foretells, and costs measured among them hide it: what fewer would do is found out by trying.
+        # Threads that mostly wait for a core slow the others down by more than any model of ours foretells: `Trial`.
+        # Once soon after the start, where they are many, as all later decisions gain by what it tells; then at rest.
         reading, settings = situation.reading, self.settings
-        self.fewer_wait = np.where(situation.has_shifted, settings.fewer_after, self.fewer_wait - 1.0)
-        self.fewer_turns = np.where(situation.has_shifted, 0.0, self.fewer_turns)
-        stays = (wanted == reading.width).all(1) & (reading.width == situation.best_widths).all(1)
+        self.fewer_wait = self.fewer_wait - 1.0
+        self.age = self.age + reading.is_valid
         is_less = (situation.fewer != reading.width).any(1)
-        is_less &= reading.run_delay.sum(1) > settings.fewer_delay * reading.busy.sum(1)
-        promising = situation.predicted_fewer > situation.rate * (1.0 + settings.fewer_gain)
-        tries = stays & is_less & promising & (self.quiet_turns >= settings.fewer_after) & (self.fewer_wait <= 0)
+        is_full = reading.cpu_used >= settings.fewer_use * reading.free_cpus
+        is_crowded = is_full & (situation.crowd - situation.fewer_crowd > settings.fewer_crowd)
+        first, last = settings.fewer_soon
+        is_soon = is_crowded & reading.is_valid & (self.age >= first) & (self.age < last) & (self.fewer_turns == 0)
+        is_late = reading.run_delay.sum(1) > settings.fewer_delay * reading.busy.sum(1)
+        is_late &= situation.predicted_fewer > situation.rate * (1.0 + settings.fewer_gain)
+        is_late |= is_crowded & (self.age > settings.fewer_again)
+        stays = (wanted == reading.width).all(1) & (reading.width == situation.best_widths).all(1)
+        stays &= self.quiet_turns >= settings.fewer_after
+        tries = is_less & (is_soon | (stays & is_late)) & (self.fewer_wait <= 0)
         self.fewer_turns = np.where(tries, np.maximum(settings.fewer_again, 2.0 * self.fewer_turns), self.fewer_turns)
         self.fewer_wait = np.where(tries, self.fewer_turns, self.fewer_wait)
         return np.where(tries[:, None], situation.fewer, wanted), np.where(tries, int(Why.FEWER), why)

@@ -13,6 +13,7 @@ from lightning_intune.control.model import ModelSettings, Proposal, ServiceModel
 from lightning_intune.control.reading import Reading
 from lightning_intune.control.reward import RewardSettings, worth
 from lightning_intune.control.step_time import StepTime
+from lightning_intune.control.trial import Trial
 
 _IDLE = 0.03
 """Busy for less than this share of its workers' time, a stage is idle."""
@@ -53,11 +54,13 @@ class Situation:
     crowd: Floats
     crowd_cost: Floats
     fewer: Floats
-    """[B, N] workers enough for the present rate if none of them waited for a core."""
+    """[B, N] the widths of a `Trial`."""
     fewer_known: tuple[Floats, Floats]
     """(mean rate [B], visits [B]) measured at them."""
     predicted_fewer: Floats
     """[B] the model's rate at them."""
+    fewer_crowd: Floats
+    """[B] `crowd` at them."""
     turns: Floats
     """[B] turns since the start or the last shift noticed, 0 at first."""
     has_shifted: Bools
@@ -82,6 +85,7 @@ class Knowledge:
         self.model = ServiceModel(num_pipelines, num_stages, settings)
         self.best = BestKnown(num_pipelines, num_stages)
         self.step_time = StepTime(num_pipelines)
+        self.trial = Trial(num_pipelines)
         self.turns = np.zeros(num_pipelines)
         self.last_widths = np.zeros((num_pipelines, num_stages))
         self.last_rate = np.zeros(num_pipelines)
@@ -115,6 +119,7 @@ class Knowledge:
             self.suspicion,
             self.doubt,
             self.alarms,
+            self.trial.rate,
         ):
             array[rows] = 0.0
         self.base_bytes[rows] = np.inf
@@ -141,6 +146,7 @@ class Knowledge:
         counted = worth(reading.samples_per_s, lost, RewardSettings())
         self.best.update(reading.width, counted, reading.noise, reading.is_valid)
         best_widths, best_rate, _ = self.best.best(reading.noise)
+        self.model.is_closed |= self.trial.end(reading, counted)
         # What was measured to be best stays allowed, whatever the model says.
         most = np.maximum(np.maximum(self.model.useful(reading), best_widths), reading.low)
         reading = replace(reading, high=np.minimum(reading.high, most))
@@ -149,8 +155,7 @@ class Knowledge:
         proposal = self.model.propose(reading, best_rate, self.turns < 2, self._trust(reading, best_widths, best_rate))
         base, slope = self.model.waits()
         candidates = np.array([proposal.widths, proposal.lean, proposal.rich, best_widths])
-        alone = np.maximum(reading.busy - reading.run_delay, reading.cpu)
-        fewer = reading.legal(np.maximum(np.minimum(np.ceil(1.02 * alone), reading.width), 1.0))
+        fewer = self.trial.widths(reading, self.model)
         # At once: numpy's price is per call.
         weighed = np.concatenate([candidates, reading.width[None], fewer[None]])
         rates, visits = self.best.known(weighed)
@@ -166,6 +171,7 @@ class Knowledge:
             fewer=fewer,
             fewer_known=(rates[5], visits[5]),
             predicted_fewer=predicted[2],
+            fewer_crowd=crowds[5],
             reading=reading,
             proposal=proposal,
             predicted=predicted[1],

@@ -34,7 +34,7 @@ class ModelSettings:
     cpu_gap: float = 0.1
     """Share of the roofline left out with one CPU, less with more: its last percents would take many workers."""
     cpu_gap_power: float = 0.3
-    prior_burstiness: float = 0.25
+    prior_burstiness: float = 0.2
     crowd_ridge: float = 0.003
     prior_crowd: float = 0.0
     level_margin: float = 0.01
@@ -102,6 +102,8 @@ class ServiceModel:
         self.crowd_sums = np.zeros((5, num_pipelines))
         self.last_rate = np.zeros(num_pipelines)
         self.trainer_sum = np.zeros(num_pipelines)
+        self.is_closed = np.zeros(num_pipelines, dtype=np.bool_)
+        """[B] whether workers wait for cores only because they are so many (`Trial`): then none are needed for that."""
         self._fitted: _Fit | None = None
 
     def reset(self, rows: Bools) -> None:
@@ -114,6 +116,7 @@ class ServiceModel:
         self.crowd_sums[:, rows] = 0.0
         self.last_rate[rows] = 0.0
         self.trainer_sum[rows] = 0.0
+        self.is_closed[rows] = False
 
     def reset_stages(self, stages: Bools) -> None:
         """Forget single stages [B, N], whose costs have shifted, and the whole's CPU cost with them."""
@@ -174,6 +177,11 @@ class ServiceModel:
         return self._fit.cpu_s
 
     @property
+    def computing(self) -> Floats:
+        """[B, N] the share of its work that a worker computes, the rest being waits that more workers make up for."""
+        return self._fit.computing
+
+    @property
     def delay_s(self) -> Floats:
         """[B, N] run-queue seconds per sample, lately."""
         return ratio(self.delay_sum, self.weight)
@@ -231,12 +239,12 @@ class ServiceModel:
         cpu_s, least = self.cpu_s, self.settings.least_left
         share_s = self.used_s / cpus
         power = np.sqrt(2.0 * (cpus + 1.0)) - 1.0
-        delay = self.burstiness / cpus
+        open_queue = np.where(self.is_closed, 0.0, self.burstiness / cpus)
 
         def need(rate: Floats) -> Floats:
             x = rate[..., None]
             busy = np.minimum(rate * share_s, 1.0 - 1e-6)
-            stretch = 1.0 + delay * busy**power / (1.0 - busy)  # `queue_shape`, inlined: this runs most of a turn
+            stretch = 1.0 + open_queue * busy**power / (1.0 - busy)  # `queue_shape`, inlined: most of a turn
             left = 1.0 - x * slope
             return np.where(left > least, x * (cpu_s * stretch[..., None] + base) / np.maximum(left, least), np.inf)
 

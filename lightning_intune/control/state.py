@@ -13,10 +13,10 @@ from lightning_intune.control.online import OnlineLearning
 from lightning_intune.control.q_policy import QPolicy
 from lightning_intune.control.qnet import QNet
 
-VERSION = 3
+VERSION = 4
 _MODEL = (
     "weight", "cpu_sum", "delay_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums",
-    "last_rate", "trainer_sum",
+    "last_rate", "trainer_sum", "is_closed",
 )  # fmt: skip
 _BEST = ("widths", "rate", "visits")
 _STEPS = ("least_s", "smooth_s")
