@@ -83,14 +83,25 @@ def _print_turns(console: Console, history: Sequence[Decision]) -> None:
         console.print("The run was shorter than one turn of the tuner, so there is nothing to compare.")
         return
     console.print(turns_table(history))
-    console.print(advice(history[-1]))
+    console.print(advice(typical(history)))
+
+
+def last_quarter(history: Sequence[Decision]) -> Sequence[Decision]:
+    """The turns that count as a run's end; at least one."""
+    return history[-max(1, len(history) // 4) :]
+
+
+def typical(history: Sequence[Decision]) -> Decision:
+    """Of the last quarter the turn in the middle by the trainer's waiting: what is said of the end is said of it."""
+    turns = sorted(last_quarter(history), key=lambda turn: turn.wait_share)
+    return turns[len(turns) // 2]
 
 
 def turns_table(history: Sequence[Decision]) -> Table:
     """The first turn of a run beside the mean of its last quarter."""
     from rich.table import Table
 
-    first, last = history[:1], history[-max(1, len(history) // 4) :]
+    first, last = history[:1], last_quarter(history)
     caption = "start: the first turn; end: the last quarter"
     table = Table("the pipeline", "start", "end", title=f"{len(history)} turns of the tuner", caption=caption)
 

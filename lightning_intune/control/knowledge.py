@@ -9,7 +9,8 @@ import numpy as np
 
 from lightning_intune.control.arrays import TINY, Bools, Floats, clip, log_ratio, ratio
 from lightning_intune.control.best import BestKnown
-from lightning_intune.control.model import ModelSettings, Proposal, ServiceModel
+from lightning_intune.control.model import ModelSettings, ServiceModel
+from lightning_intune.control.proposal import Proposal, propose, useful
 from lightning_intune.control.reading import Reading
 from lightning_intune.control.reward import RewardSettings, worth
 from lightning_intune.control.step_time import StepTime
@@ -148,11 +149,12 @@ class Knowledge:
         best_widths, best_rate, _ = self.best.best(reading.noise)
         self.model.is_closed |= self.trial.end(reading, counted)
         # What was measured to be best stays allowed, whatever the model says.
-        most = np.maximum(np.maximum(self.model.useful(reading), best_widths), reading.low)
+        most = np.maximum(np.maximum(useful(self.model, reading), best_widths), reading.low)
         reading = replace(reading, high=np.minimum(reading.high, most))
         known = (best_rate > 0)[:, None]
         best_widths = reading.legal(np.where(known, best_widths, reading.width))
-        proposal = self.model.propose(reading, best_rate, self.turns < 2, self._trust(reading, best_widths, best_rate))
+        trust = self._trust(reading, best_widths, best_rate)
+        proposal = propose(self.model, reading, best_rate, self.turns < 2, trust)
         base, slope = self.model.waits()
         candidates = np.array([proposal.widths, proposal.lean, proposal.rich, best_widths])
         fewer = self.trial.widths(reading, self.model)

@@ -7,6 +7,7 @@ import pytest
 
 from lightning_intune.control.knowledge import Knowledge
 from lightning_intune.control.model import ModelSettings, ServiceModel
+from lightning_intune.control.proposal import propose
 from lightning_intune.control.reading import Reading
 
 
@@ -80,7 +81,7 @@ def test_without_a_change_of_width_nothing_is_called_a_lock():
 
 
 def proposal(model, at, *, best=0.0, fresh=True):
-    return model.propose(at, np.array([best]), np.array([fresh]), np.ones(1))
+    return propose(model, at, np.array([best]), np.array([fresh]), np.ones(1))
 
 
 def test_a_proposal_gives_each_stage_what_it_needs_at_the_rate_the_cpus_allow():

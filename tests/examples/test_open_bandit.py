@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -290,6 +291,13 @@ def test_the_demos_table_sets_the_first_turn_beside_the_last_quarter() -> None:
     assert cells[0] == ["samples/s", "trainer waits for data", "share of the roofline", "width of 'read'"]
     assert cells[1] == ["1,000", "25.0%", "12%", "1"]
     assert cells[2] == ["7,000", "25.0%", "88%", "8"]
+
+
+def test_what_the_demo_says_of_the_end_is_said_of_a_turn_in_the_middle_of_it() -> None:
+    waits = [0.9] * 9 + [0.5, 0.02, 0.3]
+    history = [replace(turn(i, 1_000, 1), wait_share=wait) for i, wait in enumerate(waits)]
+    assert demo.typical(history).wait_share == 0.3
+    assert demo.typical(history[:1]) is history[0]
 
 
 def test_the_demo_speaks_before_it_loads_anything_slow() -> None:
