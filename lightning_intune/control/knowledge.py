@@ -21,7 +21,7 @@ _IDLE = 0.03
 _PREDICTED = [0, 4, 5]
 """Of the widths weighed after a turn, those whose rate the model is asked for: proposal, present, fewer."""
 _ROOM_MARGIN = 0.006
-"""Of the buffers' room, left free however often items were measured; 22,000 simulated pipelines stayed within limits."""
+"""Of the buffers' room, left free however often items were measured; 22,000 simulated pipelines kept their limits."""
 _FORGET_ALARMS = 0.8
 """Part of the alarms after moves that is remembered after a turn."""
 
