@@ -145,7 +145,7 @@ class InTuneCallback(Callback):
         for name, tuned in self._training.items():
             if tuned is not known.get(name):
                 follow(tuned.loader, trainer)
-                tuned.loader.on_step = tuned.told(partial(self._turned, name))
+                tuned.follow(partial(self._turned, name))
                 tuned.resume()
         if known != self._training:
             watched = {name: BubbleWatch.find(tuned.loader.root) for name, tuned in self._training.items()}
@@ -181,6 +181,7 @@ class InTuneCallback(Callback):
             self._journal_bubbles(name, watch.settle())
         self._found = self._found_now()
         for tuned in self._training.values():
+            tuned.leave()
             tuned.loader.shutdown()
         for name, found in self._found.items():
             has_turns = self._tuned[name].last is not None
@@ -295,9 +296,9 @@ class InTuneCallback(Callback):
 
     def _shutdown(self) -> None:
         """Leave nothing running: workers, the exporter's server, our part of the progress bar."""
-        for loader in self._loaders().values():
-            loader.on_step = None
-            loader.shutdown()
+        for tuned in self._tuned.values():
+            tuned.leave()
+            tuned.loader.shutdown()
         if self._exporter is not None:
             self._exporter.stop()
         if self._bar is not None:

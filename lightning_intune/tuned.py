@@ -53,7 +53,7 @@ class TunedLoader:
         self.loader = loader
         self.last: Decision | None = None
         """Of the latest turn."""
-        self._wall = clock
+        self._tell: Callable[[], None] | None = None
         self._meters = _Meters(loader, budget or LoaderBudgets(settings.budget).part(""), clock)
         self.tuner = Tuner(
             agent=settings.new_agent(),
@@ -72,8 +72,8 @@ class TunedLoader:
         self.last = self.last if decision is None else decision
         return decision
 
-    def told(self, turned: Callable[[Decision], None]) -> Callable[[], None]:
-        """What its loader calls at every step (`on_step`); `turned` gets the decision where that ended a turn.
+    def follow(self, turned: Callable[[Decision], None]) -> None:
+        """From `resume` on its loader tells it of every step; `turned` gets the decision where that ended a turn.
 
         As few calls as can be: each costs a microsecond or two once a step of the model has emptied the caches.
         """
@@ -86,15 +86,21 @@ class TunedLoader:
                 turned(decision)
                 self.tuner.spent(self._meters.clock() - decision.time_s)
 
-        return tell
+        self._tell = tell
+
+    def leave(self) -> None:
+        """Its loader tells it of nothing any more: whatever it is used for next is not of this run."""
+        self.loader.on_step = None
 
     def pause(self) -> None:
-        """Its phase stands still from here on."""
+        """Its phase stands still from here on, even if its loader is used in another."""
+        self.leave()
         self._meters.pause()
 
     def resume(self) -> None:
         """Its phase goes on where `pause` found it."""
         self._meters.resume()
+        self.loader.on_step = self._tell
 
     def whole(self) -> FlowStats:
         """The window from its first `resume` to here."""

@@ -43,6 +43,8 @@ class TunedLoaders(Mapping[str, TunedLoader]):
 
     def clear(self) -> None:
         """Another run: other loaders, and maybe other ranks to share with."""
+        for tuned in self._tuned.values():
+            tuned.leave()
         self._tuned, self._budgets = {}, None
 
     def watch(self, split: str, loaders: Any) -> list[str | None]:
@@ -61,6 +63,7 @@ class TunedLoaders(Mapping[str, TunedLoader]):
             if known is None:
                 self._tuned[name] = self._new(name, loader, self._states.get(name))
             elif known.loader is not loader:
+                known.leave()
                 known.loader.shutdown()
                 self._tuned[name] = self._new(name, loader, known.tuner.state_dict())
         return names

@@ -73,6 +73,12 @@ def _neighbours(pipeline: LivePipeline, widths: Widths) -> list[Widths]:
     return found
 
 
+def standing(pipeline: LivePipeline, widths: Sequence[int], slices: int, seconds: float) -> list[float]:
+    """Rates at `widths`, so many times `seconds` long."""
+    pipeline.set_widths(widths)
+    return [pipeline.rate(seconds) for _ in range(slices)]
+
+
 def paired(
     pipeline: LivePipeline, ours: Sequence[int], theirs: Sequence[int], pairs: int, seconds: float
 ) -> tuple[list[float], list[float]]:

@@ -101,7 +101,8 @@ class Agent:
             wish = replace(wish, widths=np.where(is_fed, np.minimum(wish.widths, situation.proposal.lean), wish.widths))
         known = knowledge.best.known_below(reading.legal(np.round(wish.widths)), situation.best_widths)
         verdict = guard.judge(situation, wish.widths, known, wish.is_sure)
-        knowledge.trial.begin(verdict.why == int(Why.FEWER), situation.rate, knowledge.model.used_s)
+        to_hold = np.maximum(situation.rate, situation.best_rate)
+        knowledge.trial.begin(verdict.why == int(Why.FEWER), situation.reading, to_hold, verdict.widths)
         self.policy.learn(situation, verdict.widths, wish)
         return Choice(widths=verdict.widths, why=verdict.why, situation=situation, wish=wish)
 
@@ -116,7 +117,9 @@ class Agent:
         """The chosen stages [B, N] cost something else from now on: as after a shift."""
         if self.knowledge is not None and self.knowledge.last_widths.shape == stages.shape:
             self.knowledge.model.reset_stages(stages)
-            self.knowledge.wake(np.logical_or.reduce(stages, axis=1))
+            rows = np.logical_or.reduce(stages, axis=1)
+            self.knowledge.trial.drop(rows)
+            self.knowledge.wake(rows)
 
     def size(self, num_pipelines: int, num_stages: int) -> Knowledge:
         """Fresh knowledge for that many pipelines and stages; `decide` does so by itself."""

@@ -159,13 +159,16 @@ class Guard:
         # Threads that mostly wait for a core slow the others down by more than any model of ours foretells: `Trial`.
         # Once soon after the start, where they are many, as all later decisions gain by what it tells; then at rest.
         reading, settings = situation.reading, self.settings
-        self.fewer_wait = self.fewer_wait - 1.0
+        # What was lost before a shift counts no more, but a shift is often the outcome of a trial: not at once.
+        most = np.where(situation.has_shifted, settings.fewer_again, np.inf)
+        self.fewer_wait, self.fewer_turns = np.minimum(self.fewer_wait - 1.0, most), np.minimum(self.fewer_turns, most)
         self.age = self.age + reading.is_valid
         is_less = (situation.fewer != reading.width).any(1)
         is_full = reading.cpu_used >= settings.fewer_use * reading.free_cpus
         is_crowded = is_full & (situation.crowd - situation.fewer_crowd > settings.fewer_crowd)
         first, last = settings.fewer_soon
         is_soon = is_crowded & reading.is_valid & (self.age >= first) & (self.age < last) & (self.fewer_turns == 0)
+        is_soon &= (why != int(Why.REVERTED)) & (why != int(Why.TABOO))
         is_late = reading.run_delay.sum(1) > settings.fewer_delay * reading.busy.sum(1)
         is_late &= situation.predicted_fewer > situation.rate * (1.0 + settings.fewer_gain)
         is_late |= is_crowded & (self.age > settings.fewer_again)

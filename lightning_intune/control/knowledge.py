@@ -58,8 +58,6 @@ class Situation:
     crowd_cost: Floats
     fewer: Floats
     """[B, N] the widths of a `Trial`."""
-    fewer_known: tuple[Floats, Floats]
-    """(mean rate [B], visits [B]) measured at them."""
     predicted_fewer: Floats
     """[B] the model's rate at them."""
     fewer_crowd: Floats
@@ -88,7 +86,7 @@ class Knowledge:
         self.model = ServiceModel(num_pipelines, num_stages, settings)
         self.best = BestKnown(num_pipelines, num_stages)
         self.step_time = StepTime(num_pipelines)
-        self.trial = Trial(num_pipelines)
+        self.trial = Trial(num_pipelines, num_stages)
         self.turns = np.zeros(num_pipelines)
         self.last_widths = np.zeros((num_pipelines, num_stages))
         self.last_rate = np.zeros(num_pipelines)
@@ -173,7 +171,6 @@ class Knowledge:
             crowd=crowds[4],
             crowd_cost=self.model.crowd_cost,
             fewer=fewer,
-            fewer_known=(rates[5], visits[5]),
             predicted_fewer=predicted[2],
             fewer_crowd=crowds[5],
             reading=reading,
@@ -271,6 +268,7 @@ class Knowledge:
         stages = (self.suspicion >= 2) | ((off > sure[:, None]) & known)
         self.alarms = _FORGET_ALARMS * self.alarms + (stages.any(1) & ~held)
         budget = np.abs(np.log(reading.cpus / np.maximum(self.last_cpus, TINY))) > 0.04
+        self.model.is_closed &= ~(knows & budget)  # how many are too many was found out with other CPUs
         memory = reading.memory_limit_bytes != self.last_limit
         rate, visits = self.best.known(reading.width)
         spread = reading.noise * np.sqrt(1.0 + 1.0 / np.maximum(visits, 1.0))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_intune.control.agent import Agent
+from lightning_intune.control.guard import Guard
 from lightning_intune.control.knowledge import Knowledge
 from lightning_intune.control.online import OnlineLearning
 from lightning_intune.control.q_policy import QPolicy
@@ -18,6 +19,7 @@ _MODEL = (
     "weight", "cpu_sum", "delay_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums",
     "last_rate", "trainer_sum", "is_closed",
 )  # fmt: skip
+_GUARD = ("quiet_turns", "num_reverts", "fewer_wait", "fewer_turns", "age")
 _BEST = ("widths", "rate", "visits")
 _STEPS = ("least_s", "smooth_s")
 _KNOWN = (
@@ -43,8 +45,9 @@ def agent_state(agent: Agent) -> dict[str, Any]:
     import torch
 
     state: dict[str, Any] = {"version": VERSION, "name": agent.name}
-    if agent.knowledge is not None:
-        state["knowledge"] = {name: torch.tensor(array) for name, array in _arrays(agent.knowledge).items()}
+    if agent.knowledge is not None and agent.guard is not None:
+        arrays = _arrays(agent.knowledge, agent.guard)
+        state["knowledge"] = {name: torch.tensor(array) for name, array in arrays.items()}
         state["shape"] = list(agent.knowledge.last_widths.shape)
     if isinstance(agent.policy, QPolicy):
         if isinstance(agent.policy.follower, OnlineLearning):
@@ -60,7 +63,8 @@ def load_agent_state(agent: Agent, state: Mapping[str, Any]) -> None:
     if "knowledge" in state:
         num_pipelines, num_stages = state["shape"]
         knowledge = agent.size(num_pipelines, num_stages)
-        for name, array in _arrays(knowledge).items():
+        assert agent.guard is not None
+        for name, array in _arrays(knowledge, agent.guard).items():
             array[...] = np.asarray(state["knowledge"][name])
         knowledge.model.refresh()
     if isinstance(agent.policy, QPolicy) and "weights" in state:
@@ -69,8 +73,9 @@ def load_agent_state(agent: Agent, state: Mapping[str, Any]) -> None:
         agent.policy.net = QNet({name: np.asarray(array, dtype=np.float32) for name, array in state["weights"].items()})
 
 
-def _arrays(knowledge: Knowledge) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+def _arrays(knowledge: Knowledge, guard: Guard) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     found = {f"model.{name}": getattr(knowledge.model, name) for name in _MODEL}
     found |= {f"best.{name}": getattr(knowledge.best, name) for name in _BEST}
     found |= {f"steps.{name}": getattr(knowledge.step_time, name) for name in _STEPS}
+    found |= {f"guard.{name}": getattr(guard, name) for name in _GUARD}
     return found | {f"known.{name}": getattr(knowledge, name) for name in _KNOWN}

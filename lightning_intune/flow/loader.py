@@ -75,10 +75,12 @@ class ElasticLoader(Generic[T]):
         self._before: State | None = None  # the pass's first delivery, of a loader that follows nobody yet
         self._trail: Trail | None = None
         self.on_step: Callable[[], object] | None = None
-        """Called before each batch but the first, by the thread that takes it: the step with the one before is over.
+        """Called where the batch after one handed out is asked for, by whichever thread asks: that step is over.
 
-        A trainer's own hooks cost each step several times as much. Not copied along with the loader.
+        (Or about to begin, with whoever takes a batch ahead.) A trainer's own hooks cost each step several times as
+        much. Not copied along with the loader.
         """
+        self._is_step_open = False
         self._batches = self._samples = 0
         self._wait_s = 0.0
         self.stages: Mapping[str, ElasticStage[Any]] = _named_stages(root)
@@ -147,7 +149,8 @@ class ElasticLoader(Generic[T]):
     def _next(self, asking: _Pass[T]) -> T:
         if asking is not self._pass:
             raise RuntimeError("this iterator is stale: a newer iter() of the same ElasticLoader has begun")
-        if self.on_step is not None and self._batches > 0:
+        if self.on_step is not None and self._is_step_open:
+            self._is_step_open = False
             self.on_step()
         if self._trail is not None:
             self._trail.note(self._standing())
@@ -168,6 +171,7 @@ class ElasticLoader(Generic[T]):
         self._wait_s += self._clock() - began_s
         self._num_yielded += 1
         self._batches += 1
+        self._is_step_open = True
         self._samples += num_samples(item)
         return item
 

@@ -207,12 +207,12 @@ def test_the_table_keeps_the_best_when_it_is_full():
     assert best.best(noise)[0][0, 0] == 7.0
 
 
-def crowded(width, rate, *, waits, shifted=False):
+def crowded(width, rate, *, waits):
     """A turn of two equal stages that use one CPU of two: `waits` of a stage's workers wait for a core."""
     num = np.full((1, 2), 0.5)
     return replace(
         QUIET_PAIR, width=np.full((1, 2), width), busy=num + waits, cpu=num, run_delay=np.full((1, 2), waits),
-        samples_per_s=np.array([rate]), cpu_used=np.array([1.0]), cpus=np.array([1.0 if shifted else 2.0]),
+        samples_per_s=np.array([rate]), cpu_used=np.array([1.0]), cpus=np.array([2.0]),
     )  # fmt: skip
 
 

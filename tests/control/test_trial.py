@@ -12,6 +12,7 @@ from lightning_intune.control.fleet import Fleet
 from lightning_intune.control.guard import Why
 from lightning_intune.control.reading import Reading
 from lightning_intune.control.state import agent_state, load_agent_state
+from lightning_intune.control.trial import Trial
 from lightning_intune.control.worlds import Ranges
 
 THREE = Fleet.draw(1, Ranges(stages=(3, 3)), np.random.default_rng(1), max_stages=3).read()
@@ -91,3 +92,44 @@ def test_what_was_found_goes_into_the_state_and_is_forgotten_by_a_restart() -> N
     assert other.knowledge.model.is_closed.tolist() == [True]
     other.restart(np.array([True]))
     assert other.knowledge.model.is_closed.tolist() == [False]
+
+
+def on_trial(width: int, rate: float = 100.0) -> Reading:
+    return replace(crowded((20, width, width), cpu_s=1e-3, rate=rate), cpu_used=np.array([1.8]))
+
+
+@pytest.mark.parametrize(
+    ("turn", "won"),
+    [
+        (replace(on_trial(1), cpu_used=np.array([1.5])), True),
+        (replace(on_trial(1), cpu_used=np.array([1.7])), False),  # 6 % less CPU proves nothing
+        (replace(on_trial(1, rate=96.0), cpu_used=np.array([1.4])), False),  # slower
+        (replace(on_trial(2), cpu_used=np.array([1.5])), False),  # somebody asked for other widths
+        (replace(on_trial(1), cpu_used=np.array([1.5]), others=np.array([0.5])), False),  # a neighbour came
+    ],
+)
+def test_a_trial_is_won_by_its_own_widths_for_a_tenth_less_cpu_on_the_same_machine(turn: Reading, won: bool) -> None:
+    trial = Trial(1, 3)
+    trial.begin(np.array([True]), on_trial(3), np.array([100.0]), np.array([[20.0, 1.0, 1.0]]))
+    assert trial.end(turn, turn.samples_per_s).tolist() == [won]
+    assert not trial.end(on_trial(1), np.array([1e9])).any()  # one turn, and it is over
+
+
+def test_a_turn_that_was_not_measured_leaves_a_trial_under_way() -> None:
+    trial, lost = Trial(1, 3), replace(on_trial(1), is_valid=np.zeros(1, dtype=np.bool_))
+    trial.begin(np.array([True]), on_trial(3), np.array([100.0]), np.array([[20.0, 1.0, 1.0]]))
+    assert not trial.end(lost, np.zeros(1)).any()
+    trial.begin(np.array([False]), lost, np.zeros(1), np.zeros((1, 3)))
+    cheap = replace(on_trial(1), cpu_used=np.array([1.0]))
+    assert trial.end(cheap, cheap.samples_per_s).all()
+
+
+def test_other_cpus_make_the_finding_void() -> None:
+    agent = make_agent("model")
+    agent.decide(on_trial(3))
+    assert agent.knowledge is not None
+    agent.knowledge.model.is_closed[:] = True
+    agent.decide(on_trial(3))
+    assert agent.knowledge.model.is_closed.all()
+    agent.decide(replace(on_trial(3), cpus=np.array([16.0])))
+    assert not agent.knowledge.model.is_closed.any()

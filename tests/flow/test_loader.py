@@ -51,7 +51,7 @@ def test_state_of_another_graph_or_version_is_refused_and_says_why() -> None:
         other.load_state_dict({**state, "version": 99})
 
 
-def test_a_step_is_told_before_each_batch_but_the_first_and_its_time_is_no_waiting_for_data() -> None:
+def test_each_step_is_told_once_where_the_next_batch_is_asked_for_and_that_is_no_waiting_for_data() -> None:
     told: list[int] = []
     seconds = iter(range(100))
     loader = ElasticLoader(IterableSource(range(3)), clock=lambda: float(next(seconds)))
@@ -64,6 +64,10 @@ def test_a_step_is_told_before_each_batch_but_the_first_and_its_time_is_no_waiti
         assert list(loader) == [0, 1, 2]
         assert told == [1, 2, 3]
         list(loader)
-        assert told == [1, 2, 3, 3, 4, 5, 6]  # the step with an epoch's last batch ends where the next begins
-        assert loader.stats().wait_s == 6.0  # one tick of the clock for each batch; each `note` read it too
+        assert told == [1, 2, 3, 4, 5, 6]
+        it = iter(loader)
+        next(it)
+        assert next(iter(loader)) == 0
+        assert told == [1, 2, 3, 4, 5, 6, 7]  # an epoch that is left early: its last step is told of in the next
+        assert loader.stats().wait_s == 8.0  # one tick of the clock for each batch; each `note` read it too
         assert copy.copy(loader).on_step is None

@@ -107,6 +107,23 @@ def test_of_several_validation_loaders_the_one_in_use_is_tuned(clicks: Path, dat
     assert set(tuner.widths) == {*STAGES, *(f"val/{at}/{stage}" for at in (0, 2) for stage in STAGES)}
 
 
+def test_while_a_model_validates_nobody_is_told_of_steps_of_training(clicks: Path, data: Any, tmp_path: Path) -> None:
+    told: dict[str, set[bool]] = {"fit": set(), "val": set()}
+    with data().train_dataloader() as loader, data(val=str(clicks)).val_dataloader() as other:
+
+        class Asking(All):
+            def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+                told["fit"].add(loader.on_step is not None)
+                return super().training_step(batch, batch_idx)
+
+            def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+                told["val"].add(loader.on_step is not None)
+
+        trainer(tmp_path, callbacks=[busy_tuner()], max_epochs=2, num_sanity_val_steps=0).fit(Asking(), loader, other)
+        assert told == {"fit": {True}, "val": {False}}
+        assert loader.on_step is None  # the run is over
+
+
 class Rows:
     """A batch of nothing but a length."""
 

@@ -222,9 +222,8 @@ def test_ctrl_c_in_training_leaves_no_worker(data: Any, tmp_path: Path) -> None:
         fit(tmp_path, Interrupted(), module := data(), callbacks=[busy_tuner()])
     assert set(threading.enumerate()) <= before
     assert module.trainer is not None
-    assert (
-        module.trainer.train_dataloader.on_step is None
-    )  # nor is a tuner told of whatever the loader is used for next
+    # Nor is a tuner told of whatever the loader is used for next.
+    assert module.trainer.train_dataloader.on_step is None
 
 
 def test_a_datamodule_tells_a_pytorch_lightning_trainer_what_to_do(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
