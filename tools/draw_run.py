@@ -53,6 +53,7 @@ def figure(turns: list[dict[str, Any]]) -> Any:
     _dress(rate, "thousand samples/s", "what the model was fed")
     _dress(wait, "% of the time", "the trainer waits for data")
     _dress(width, "workers", "width of each stage, set by the tuner")
+    width.yaxis.get_major_locator().set_params(integer=True)
     wait.set_ylim(0, 100)
     width.set_ylim(top=1.3 * max(max(turn["widths"].values()) for turn in turns))
     width.legend(frameon=False, loc="upper left", ncols=3, labelcolor=INK)
