@@ -120,9 +120,9 @@ class Knowledge:
             self.suspicion,
             self.doubt,
             self.alarms,
-            self.trial.rate,
         ):
             array[rows] = 0.0
+        self.trial.drop(rows)
         self.base_bytes[rows] = np.inf
         self.trust[rows] = 1.0
 

@@ -66,7 +66,7 @@ class ServiceModel:
         self.settings = settings or ModelSettings()
         shape = (num_pipelines, num_stages)
         self.weight = np.zeros(shape)
-        self.cpu_sum, self.delay_sum = np.zeros(shape), np.zeros(shape)
+        self.cpu_sum = np.zeros(shape)
         self.used_sum, self.used_weight = np.zeros(num_pipelines), np.zeros(num_pipelines)
         # Sums of the regression of wait on busy workers: weight, n, wait, n*n, n*wait.
         self.slope_sums = np.zeros((5, *shape))
@@ -83,7 +83,7 @@ class ServiceModel:
     def reset(self, rows: Bools) -> None:
         """Forget the chosen pipelines."""
         self._fitted = None
-        for array in (self.weight, self.cpu_sum, self.delay_sum, self.used_sum, self.used_weight):
+        for array in (self.weight, self.cpu_sum, self.used_sum, self.used_weight):
             array[rows] = 0.0
         self.slope_sums[:, rows] = 0.0
         self.queue_sums[:, rows] = 0.0
@@ -95,7 +95,7 @@ class ServiceModel:
     def reset_stages(self, stages: Bools) -> None:
         """Forget single stages [B, N], whose costs have shifted, and the whole's CPU cost with them."""
         self._fitted = None
-        for array in (self.weight, self.cpu_sum, self.delay_sum):
+        for array in (self.weight, self.cpu_sum):
             array[stages] = 0.0
         self.slope_sums[:, stages] = 0.0
         rows = stages.any(1)
@@ -113,7 +113,6 @@ class ServiceModel:
         keep, on = np.where(ok, keep, 1.0)[:, None], ok[:, None].astype(np.float64)
         self.weight = self.weight * keep + on
         self.cpu_sum = self.cpu_sum * keep + on * cpu
-        self.delay_sum = self.delay_sum * keep + on * delay
         self.used_weight = self.used_weight * keep[:, 0] + on[:, 0]
         self.used_sum = self.used_sum * keep[:, 0] + on[:, 0] * reading.cpu_used / x[:, 0]
         self.trainer_sum = self.trainer_sum * keep[:, 0] + on[:, 0] * (1.0 - reading.wait_share) / x[:, 0]
@@ -154,11 +153,6 @@ class ServiceModel:
     def computing(self) -> Floats:
         """[B, N] the share of its work that a worker computes, the rest being waits that more workers make up for."""
         return self._fit.computing
-
-    @property
-    def delay_s(self) -> Floats:
-        """[B, N] run-queue seconds per sample, lately."""
-        return ratio(self.delay_sum, self.weight)
 
     @property
     def used_s(self) -> Floats:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, final
 from lightning_intune.control.arbiter import Arbiter
 from lightning_intune.control.budget import BudgetReading, ReadsBudget
 from lightning_intune.control.shared_budget import Demand, SharedBudget
+from lightning_intune.control.system_file import read_text
 
 _log = logging.getLogger("lightning_intune")
 
@@ -62,13 +63,12 @@ class Place:
             group = ""
         parts = [
             socket.gethostname(),
-            _text(proc_root / "sys" / "kernel" / "random" / "boot_id"),
+            read_text(f"{proc_root}/sys/kernel/random/boot_id"),
             group,
-            _text(proc_root / "self" / "cgroup"),
+            read_text(f"{proc_root}/self/cgroup"),
         ]
-        allowed = [
-            line for line in _text(proc_root / "self" / "status").splitlines() if line.startswith("Cpus_allowed")
-        ]
+        status = read_text(f"{proc_root}/self/status").splitlines()
+        allowed = [line for line in status if line.startswith("Cpus_allowed")]
         return cls(rank=rank, host=_digest(*parts), cpu_pool=_digest(*allowed))
 
 
@@ -267,10 +267,3 @@ def _number(demand: dict[str, Any] | None, key: str) -> float:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

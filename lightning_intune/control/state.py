@@ -16,8 +16,8 @@ from lightning_intune.control.qnet import QNet
 
 VERSION = 4
 _MODEL = (
-    "weight", "cpu_sum", "delay_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums",
-    "last_rate", "trainer_sum", "is_closed",
+    "weight", "cpu_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums", "last_rate",
+    "trainer_sum", "is_closed",
 )  # fmt: skip
 _GUARD = ("quiet_turns", "num_reverts", "fewer_wait", "fewer_turns", "age")
 _BEST = ("widths", "rate", "visits")

@@ -218,7 +218,7 @@ class ElasticLoader(Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy (ddp_spawn, notebooks) begins anew, in another trainer.
         fresh = dict.fromkeys(("_pass", "_ahead", "_before", "_trail", "_first", "on_step"))
-        return {**self.__dict__, **fresh}
+        return {**self.__dict__, **fresh, "_is_step_open": False}
 
     def load_state_dict(self, state_dict: State) -> None:
         """Make the next `iter` continue from there, at whatever widths and lanes this graph has.
