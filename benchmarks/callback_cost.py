@@ -9,7 +9,8 @@ steps (`wall_step_ms` tells).
 
 `share_of_step` is the sum of two parts. `plain_us_per_step`, from the third run: how much longer the middle one of the
 steps is in which the Trainer has the callback and the loader tells it of the step, than of those in which it has none
-and nothing is told; they take turns by `BLOCK` steps.
+and nothing is told; they take turns by `BLOCK` steps. These steps are of `PLAIN_STEP_S`, and more: what is added to one
+does not depend on how long it computes, and Lightning's own part of a step varies by so much that many are needed.
 `turns_us_per_step`, from the second: how much longer that took on average than in the middle step, which is the
 steps that begin or end a turn. Whole runs differ by much more than either, with and without the callback
 (`whole_run_us_per_step`, with its spread).
@@ -36,16 +37,19 @@ from benchmarks.result import main, put
 from lightning_intune import InTuneCallback
 from lightning_intune.flow import ElasticLoader, ElasticMapper, ElasticPrefetcher, IterableSource
 
-STEP_S = 0.005
+STEP_S, PLAIN_STEP_S = 0.005, 0.001
 BLOCK = 20
+PLAIN_STEPS = 4
+"""Times as many steps where the callback comes and goes."""
 Mode = Literal["off", "on", "alternating"]
 
 
 class Busy(pl.LightningModule):
-    """Steps of `STEP_S` CPU seconds of the training thread; `epoch_cpu_s` is what the whole epoch took of it."""
+    """Steps of `step_s` CPU seconds of the training thread; `epoch_cpu_s` is what the whole epoch took of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float) -> None:
         super().__init__()
+        self.step_s = step_s
         self.weight, self.begun_s, self.epoch_cpu_s = torch.nn.Parameter(torch.zeros(1)), 0.0, 0.0
         self.began_s = self.epoch_s = 0.0
         self.steps_begun_s: list[float] = []
@@ -59,7 +63,7 @@ class Busy(pl.LightningModule):
         """Lightning's hook."""
         self.before_step(batch_idx)
         self.steps_begun_s.append(time.thread_time())
-        end_s = self.steps_begun_s[-1] + STEP_S
+        end_s = self.steps_begun_s[-1] + self.step_s
         while time.thread_time() < end_s:
             pass
         return self.weight.sum()
@@ -87,11 +91,12 @@ class Cost:
 
 
 def step_cost(num_steps: int, folder: Path, mode: Mode) -> Cost:
-    """A run of `num_steps` steps."""
+    """A run of `num_steps` steps, `PLAIN_STEPS` times as many where the callback comes and goes."""
+    num_steps *= PLAIN_STEPS if mode == "alternating" else 1
     node: Any = IterableSource(range(num_steps))
     for name in ("read", "transform"):
         node = ElasticMapper(node, _as_tensor, 1, name=name)
-    tuner, model = InTuneCallback(), Busy()
+    tuner, model = InTuneCallback(), Busy(PLAIN_STEP_S if mode == "alternating" else STEP_S)
     calls_s = list[float]()
     with ElasticLoader(ElasticPrefetcher(node, 2), num_batches=num_steps) as loader:
         tell: Callable[[], object] = lambda: None  # noqa: E731 - until the callback has said what

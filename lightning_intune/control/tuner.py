@@ -30,6 +30,8 @@ Read = Callable[[], FlowStats]
 
 _MIN_FLUSH = 3
 """Training steps after a resize that belong to the widths before it, at least."""
+_LITTLE_WAIT = 0.03
+"""A share of the time that training waits below which there is no hurry."""
 
 
 @final
@@ -63,7 +65,7 @@ class Tuner:
         self._start: FlowStats | None = None
         self._neighbours = Neighbours()
         self._lanes = LaneTrial()
-        self._turn, self._scale = 0, 0.0
+        self._turn, self._scale, self._wait_share = 0, 0.0, 1.0
         self._is_paused, self.has_failed = False, False
         self._wanted = _checked(self._knobs, warm_start or {})
         agent.is_frugal = objective == "no_stall"
@@ -98,7 +100,7 @@ class Tuner:
 
     def spent(self, cost_s: float) -> None:
         """The turn just closed took that many seconds of the training thread, whoever wrote it down included."""
-        self._timer.spent(cost_s)
+        self._timer.spent(cost_s, waits=self._wait_share >= _LITTLE_WAIT)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -143,6 +145,7 @@ class Tuner:
             targets = np.array([[float(knob.target()) for knob in self._knobs]])
             choice = replace(choice, widths=np.where(moved, targets, choice.widths))
         decision = self._record(now_s, window, choice, lanes)
+        self._wait_share = decision.wait_share
         asked = decision.asked
         changes = {knob.stage: asked[knob.stage] for knob in self._knobs if asked[knob.stage] != knob.target()}
         self._turn += 1

@@ -14,8 +14,11 @@ _AUTO_ERROR = 0.04
 """`auto` ends a turn once the rate's relative standard error is below this."""
 _AUTO_CHANGE = 0.1
 """A pipeline at rest has its turn ended by steps that take this share more or less than those of the turn before."""
-_COSTS_APART = 160.0
-"""`auto` leaves at least so many times between turns as the cheaper of the last two took: 0.6 %, up to 12 ms each."""
+_COSTS_APART, _COSTS_APART_UNHURRIED = 160.0, 400.0
+"""`auto` leaves at least so many times between turns as the cheaper of the last two took: 0.6 %, up to 12 ms each.
+
+0.25 %, up to 5 ms each, while training waits so little for data that there is next to nothing to gain.
+"""
 _LOOKS_APART = 0.1
 """Intervals between two looks at whether a turn that is long enough may end."""
 
@@ -36,7 +39,7 @@ class TurnTimer:
     A turn starts when the asked widths are live and some steps have flushed what was in flight before,
     waits at most two intervals for that, and is due after `interval_s` and at least 4 steps (or 6 intervals,
     with what there is). With "auto" it is due when the steps seen give a confident rate, after 0.5 s to 2 s, and not
-    before it is 160 times as long as turns take (`spent`); at rest
+    before it is 160 times as long as turns take (`spent`), 400 times while training hardly waits; at rest
     after 2 s, as there is little to decide and every turn costs, or as soon as steps take another time than before.
     """
 
@@ -75,10 +78,14 @@ class TurnTimer:
         self._look_s = now_s + _LOOKS_APART * self.interval_s if self._num_steps >= MIN_STEPS else now_s
         return Phase.DUE if self._is_due(now_s - self._started_s) else Phase.MEASURING
 
-    def spent(self, cost_s: float) -> None:
-        """A turn took that much of the training thread, decision and log. The first also imports and opens files."""
+    def spent(self, cost_s: float, *, waits: bool = True) -> None:
+        """A turn took that much of the training thread, decision and log. The first also imports and opens files.
+
+        `waits`: whether training waited for data in it.
+        """
         if self._is_auto:
-            dear_s = _COSTS_APART * min(self._cost_s, cost_s)
+            apart = _COSTS_APART if waits else _COSTS_APART_UNHURRIED
+            dear_s = apart * min(self._cost_s, cost_s)
             self.interval_s = min(max(_AUTO_SHORTEST_S, dear_s), _AUTO_LONGEST_S)
             self._cost_s = cost_s
 

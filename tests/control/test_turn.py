@@ -61,6 +61,8 @@ def test_auto_leaves_turns_that_cost_much_further_apart():
     assert timer.interval_s == 0.5
     timer.spent(0.005)
     assert timer.interval_s == pytest.approx(0.8)
+    timer.spent(0.004, waits=False)  # training does not wait: what can a turn gain?
+    assert timer.interval_s == pytest.approx(1.6)
     timer.spent(0.001)
     assert timer.interval_s == 0.5
     for _ in range(2):
