@@ -18,8 +18,8 @@ from lightning_intune.overlap import (
     Adagrad,
     GlooTransport,
     Link,
+    OverlappedEmbeddingBagCollection,
     OverlappedTrainPipeline,
-    RowWiseEmbeddingBagCollection,
     Table,
 )
 
@@ -63,7 +63,7 @@ class Net(nn.Module):
 
     def __init__(self, transport: GlooTransport, depth: int) -> None:
         super().__init__()
-        self.bags = RowWiseEmbeddingBagCollection([TABLE], Adagrad(lr=0.01), transport=transport)
+        self.bags = OverlappedEmbeddingBagCollection([TABLE], Adagrad(lr=0.01), transport=transport)
         inner = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
         self.over = nn.Sequential(nn.Linear(DIM, WIDTH), nn.ReLU(), *inner, nn.Linear(WIDTH, 1))
 

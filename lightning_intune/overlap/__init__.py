@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from lightning_intune.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lightning_intune.overlap.collection import RowWiseEmbeddingBagCollection as RowWiseEmbeddingBagCollection
-    from lightning_intune.overlap.collection import RowWiseEmbeddingCollection as RowWiseEmbeddingCollection
+    from lightning_intune.overlap.collection import OverlappedEmbeddingBagCollection as OverlappedEmbeddingBagCollection
+    from lightning_intune.overlap.collection import OverlappedEmbeddingCollection as OverlappedEmbeddingCollection
     from lightning_intune.overlap.pipeline import OverlappedTrainPipeline as OverlappedTrainPipeline
     from lightning_intune.overlap.row_optimizer import SGD as SGD
     from lightning_intune.overlap.row_optimizer import Adagrad as Adagrad
@@ -27,10 +27,10 @@ __getattr__, __all__ = lazy_names(
         "Adam": "lightning_intune.overlap.row_optimizer",
         "GlooTransport": "lightning_intune.overlap.transport",
         "Link": "lightning_intune.overlap.transport",
+        "OverlappedEmbeddingBagCollection": "lightning_intune.overlap.collection",
+        "OverlappedEmbeddingCollection": "lightning_intune.overlap.collection",
         "OverlappedTrainPipeline": "lightning_intune.overlap.pipeline",
         "RowOptimizer": "lightning_intune.overlap.row_optimizer",
-        "RowWiseEmbeddingBagCollection": "lightning_intune.overlap.collection",
-        "RowWiseEmbeddingCollection": "lightning_intune.overlap.collection",
         "Table": "lightning_intune.overlap.table",
         "make_transport": "lightning_intune.overlap.transport",
     },

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Feed(Protocol):
     """What a pipeline does for the collections of its model."""
 
-    def rows(self, collection: RowWiseCollection, features: Features) -> tuple[Lookup, list[Tensor]]:
+    def rows(self, collection: OverlappedCollection, features: Features) -> tuple[Lookup, list[Tensor]]:
         """The rows that `features` ask for, by stack, fetched ahead."""
         ...
 
@@ -41,7 +41,7 @@ class Feed(Protocol):
         ...
 
 
-class RowWiseCollection(nn.Module):
+class OverlappedCollection(nn.Module):
     """What the pooled and the sequence collection have in common. Tables are no parameters: `update` is fused.
 
     So neither DDP nor a dense optimizer sees them. Without a pipeline `forward` and `backward` exchange on the spot.
@@ -146,7 +146,7 @@ class RowWiseCollection(nn.Module):
 
 
 @final
-class RowWiseEmbeddingBagCollection(RowWiseCollection):
+class OverlappedEmbeddingBagCollection(OverlappedCollection):
     """Pooled embeddings of tables whose rows are dealt out over all ranks, updated by a fused row optimizer.
 
     It takes TorchRec's `KeyedJaggedTensor`, or a `KeyedJagged` or `InverseKeyedJaggedTensor`, and returns TorchRec's
@@ -161,7 +161,7 @@ class RowWiseEmbeddingBagCollection(RowWiseCollection):
     >>> from lightning_intune.dedup import KeyedJagged
     >>> from lightning_intune.overlap import SGD, Table
     >>> table = Table(name="t", num_embeddings=4, embedding_dim=2, feature_names=("item",))
-    >>> bags = RowWiseEmbeddingBagCollection([table], SGD(lr=0.5))
+    >>> bags = OverlappedEmbeddingBagCollection([table], SGD(lr=0.5))
     >>> bags.load_state_dict({"embedding_bags.t.weight": torch.ones(4, 2)})
     <All keys matched successfully>
     >>> pooled = bags.pooled(KeyedJagged(["item"], torch.tensor([1, 3, 3]), torch.tensor([1, 2])))
@@ -189,8 +189,8 @@ class RowWiseEmbeddingBagCollection(RowWiseCollection):
 
 
 @final
-class RowWiseEmbeddingCollection(RowWiseCollection):
-    """Embeddings of sequences, not pooled: `RowWiseEmbeddingBagCollection` with a `JaggedTensor` per feature."""
+class OverlappedEmbeddingCollection(OverlappedCollection):
+    """Embeddings of sequences, not pooled: `OverlappedEmbeddingBagCollection` with a `JaggedTensor` per feature."""
 
     _PREFIX = "embeddings"
 
@@ -213,7 +213,7 @@ class RowWiseEmbeddingCollection(RowWiseCollection):
 class FusedState:
     """The optimizer state of one collection as TorchRec's fused optimizers give theirs: `state` and `param_groups`."""
 
-    def __init__(self, collection: RowWiseCollection) -> None:
+    def __init__(self, collection: OverlappedCollection) -> None:
         self._collection = collection
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.overlap.bags import Features
-from lightning_intune.overlap.collection import RowWiseCollection
+from lightning_intune.overlap.collection import OverlappedCollection
 from lightning_intune.overlap.lookup import Lookup
 
 _MAX_DEPTH = 4
@@ -24,7 +24,7 @@ class Input:
 
     name: str
     """The collection's, in the model."""
-    collection: RowWiseCollection
+    collection: OverlappedCollection
     path: tuple[tuple[bool, Any], ...]
     """From the batch inwards: an attribute's name (True), or a place or key (False)."""
 
@@ -42,11 +42,11 @@ class Probe:
 
     is_ahead = False
 
-    def __init__(self, collections: Mapping[str, RowWiseCollection]) -> None:
+    def __init__(self, collections: Mapping[str, OverlappedCollection]) -> None:
         self._names = {id(collection): name for name, collection in collections.items()}
         self._seen: dict[str, Features] = {}
 
-    def rows(self, collection: RowWiseCollection, features: Features) -> tuple[Lookup, list[torch.Tensor]]:
+    def rows(self, collection: OverlappedCollection, features: Features) -> tuple[Lookup, list[torch.Tensor]]:
         """Zeros: nothing is exchanged, nothing learnt."""
         name = self._names[id(collection)]
         if name in self._seen:
@@ -77,7 +77,7 @@ class Probe:
         raise ConfigError(f"overlap: the model did not look up '{unused[0]}'. Take it out of the model, or use it.")
 
 
-def observe(model: nn.Module, collections: Mapping[str, RowWiseCollection], batch: Any) -> list[Input]:
+def observe(model: nn.Module, collections: Mapping[str, OverlappedCollection], batch: Any) -> list[Input]:
     """The inputs, in the order of first use. ConfigError where one does not lie in the batch as it is."""
     probe = Probe(collections)
     feeds = {name: collection.feed for name, collection in collections.items()}

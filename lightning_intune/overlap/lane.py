@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor
 
 from lightning_intune.overlap.bags import Features
-from lightning_intune.overlap.collection import RowWiseCollection
+from lightning_intune.overlap.collection import OverlappedCollection
 from lightning_intune.overlap.exchange import Exchange, Status
 from lightning_intune.overlap.lookup import Lookup
 from lightning_intune.overlap.transport import Transport
@@ -44,7 +44,7 @@ class Update:
 class Lane:
     """Every method is a job: called in the same order on all ranks, by one thread."""
 
-    def __init__(self, collection: RowWiseCollection, transport: Transport, *, waits: bool) -> None:
+    def __init__(self, collection: OverlappedCollection, transport: Transport, *, waits: bool) -> None:
         self.collection = collection
         self._exchange = Exchange(collection.shards, transport, waits=waits)
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.overlap.bags import Features
-from lightning_intune.overlap.collection import RowWiseCollection
+from lightning_intune.overlap.collection import OverlappedCollection
 from lightning_intune.overlap.exchange import Status
 from lightning_intune.overlap.inputs import Input, observe
 from lightning_intune.overlap.lane import Answer, Lane, Update
@@ -44,7 +44,7 @@ class Step(Generic[In]):
 
 @final
 class OverlappedTrainPipeline(Generic[In]):
-    """`TrainPipelineSparseDist`'s `progress`, for models with row-wise collections: the exchange is behind the compute.
+    """`TrainPipelineSparseDist`'s `progress`, for models with overlapped collections: the exchange is hidden.
 
     While batch i computes, one thread asks the owners for the rows of batch i + 1. Rows that i updates on any rank and
     i + 1 reads on any rank wait for i; the others come at once. Behind i's backward pass the former's gradients go
@@ -72,11 +72,11 @@ class OverlappedTrainPipeline(Generic[In]):
         transport: Transport | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        collections = {name: one for name, one in model.named_modules() if isinstance(one, RowWiseCollection)}
+        collections = {name: one for name, one in model.named_modules() if isinstance(one, OverlappedCollection)}
         if not collections:
             raise ConfigError(
-                "overlap: the model has no RowWiseEmbeddingBagCollection or RowWiseEmbeddingCollection, so there is "
-                "nothing to exchange. Put one in, or train without this pipeline."
+                "overlap: the model has no OverlappedEmbeddingBagCollection or OverlappedEmbeddingCollection, so there "
+                "is nothing to exchange. Put one in, or train without this pipeline."
             )
         if torch.device(device).type != "cpu":
             raise ConfigError(f"overlap: device={device} can hold no tables yet; they are on CPUs. Use device='cpu'.")
@@ -119,7 +119,7 @@ class OverlappedTrainPipeline(Generic[In]):
             self._failure = error
             raise
 
-    def rows(self, collection: RowWiseCollection, features: Features) -> tuple[Lookup, list[Tensor]]:
+    def rows(self, collection: OverlappedCollection, features: Features) -> tuple[Lookup, list[Tensor]]:
         """For a collection's `forward`: the rows of the present batch; outside of a step any batch's, for evaluation.
 
         RuntimeError for other features than those that were asked for.

@@ -16,7 +16,7 @@ from lightning_intune.errors import ConfigError
 class RowOptimizer(ABC):
     """How a row changes by its gradient. Rows without a gradient in a step stay, with their state, as they are.
 
-    `lr` is where a run begins; `RowWiseEmbeddingBagCollection.learning_rate` may change it.
+    `lr` is where a run begins; `OverlappedEmbeddingBagCollection.learning_rate` may change it.
     """
 
     lr: float

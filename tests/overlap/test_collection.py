@@ -1,4 +1,4 @@
-"""The row-wise collections beside TorchRec's own, on one rank and on several."""
+"""The overlapped collections beside TorchRec's own, on one rank and on several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_intune.overlap import (
     SGD,
     Adagrad,
     Adam,
+    OverlappedEmbeddingBagCollection,
+    OverlappedEmbeddingCollection,
     OverlappedTrainPipeline,
-    RowWiseEmbeddingBagCollection,
-    RowWiseEmbeddingCollection,
     Table,
 )
 from tests.overlap.ranks import Rank, on_ranks
@@ -45,7 +45,7 @@ def jagged(seed: int, num_rows: int) -> KeyedJagged:
     return KeyedJagged(["a", "b", "c"], torch.randint(7, (int(lengths.sum()),), generator=rng), lengths)
 
 
-def whole(collection: RowWiseEmbeddingBagCollection | RowWiseEmbeddingCollection) -> list[Tensor]:
+def whole(collection: OverlappedEmbeddingBagCollection | OverlappedEmbeddingCollection) -> list[Tensor]:
     """This rank's part of every table."""
     return [part.clone() for shard in collection.shards for part in shard.parts(shard.weights)]
 
@@ -58,7 +58,7 @@ def test_pooled_embeddings_and_updates_are_torchrecs(world_size: int, num_rows: 
     batches = [jagged(10 * seed + rank, num_rows) for rank in range(world_size)]
 
     def work(rank: Rank) -> Any:
-        ours = RowWiseEmbeddingBagCollection(BAGS, SGD(lr=0.5), transport=rank.transport)
+        ours = OverlappedEmbeddingBagCollection(BAGS, SGD(lr=0.5), transport=rank.transport)
         ours.load_state_dict(state)
         batch = batches[rank.rank]
         features: Any = InverseKeyedJaggedTensor.from_jagged(batch, [["a", "b"], ["c"]]) if repeats else None
@@ -98,7 +98,7 @@ def test_sequences_are_torchrecs(world_size: int, repeats: bool) -> None:
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
 
     def work(rank: Rank) -> Any:
-        ours = RowWiseEmbeddingCollection(SEQUENCES, SGD(lr=0.5), transport=rank.transport)
+        ours = OverlappedEmbeddingCollection(SEQUENCES, SGD(lr=0.5), transport=rank.transport)
         ours.load_state_dict(state)
         batch = jagged(rank.rank, 6)
         features = InverseKeyedJaggedTensor.from_jagged(batch, [["a"], ["b", "c"]]) if repeats else batch_of(batch)
@@ -118,7 +118,7 @@ def test_sequences_are_torchrecs(world_size: int, repeats: bool) -> None:
 
 def test_deduplicated_features_of_torchrec_are_looked_up_as_they_are() -> None:
     batch = jagged(3, 5)
-    bags = RowWiseEmbeddingBagCollection(BAGS, SGD(lr=0.5))
+    bags = OverlappedEmbeddingBagCollection(BAGS, SGD(lr=0.5))
     vbe = InverseKeyedJaggedTensor.from_jagged(batch, [["a", "b"], ["c"]]).to_vbe_kjt()
     with torch.no_grad():
         torch.testing.assert_close(bags(vbe).values(), bags(batch_of(batch)).values())
@@ -126,7 +126,7 @@ def test_deduplicated_features_of_torchrec_are_looked_up_as_they_are() -> None:
 
 def test_weights_scale_what_is_pooled() -> None:
     table = Table(name="t", num_embeddings=3, embedding_dim=1, feature_names=("a",))
-    bags = RowWiseEmbeddingBagCollection([table], SGD(lr=0.5), is_weighted=True)
+    bags = OverlappedEmbeddingBagCollection([table], SGD(lr=0.5), is_weighted=True)
     bags.load_state_dict({"embedding_bags.t.weight": torch.tensor([[1.0], [10.0], [100.0]])})
     kjt = KeyedJaggedTensor(
         keys=["a"],
@@ -144,7 +144,7 @@ def test_a_row_that_two_ranks_read_moves_once_by_the_mean_of_their_gradients() -
     table = Table(name="t", num_embeddings=4, embedding_dim=1, feature_names=("a",))
 
     def work(rank: Rank) -> Any:
-        bags = RowWiseEmbeddingBagCollection([table], Adagrad(lr=1.0), transport=rank.transport)
+        bags = OverlappedEmbeddingBagCollection([table], Adagrad(lr=1.0), transport=rank.transport)
         bags.load_state_dict({"embedding_bags.t.weight": torch.zeros(4, 1)})
         pooled = bags.pooled(KeyedJagged(["a"], torch.tensor([1, 1, 3]), torch.tensor([3])))
         (pooled.sum() * (1 + rank.rank)).backward()
@@ -157,7 +157,7 @@ def test_a_row_that_two_ranks_read_moves_once_by_the_mean_of_their_gradients() -
 
 def test_evaluation_beside_the_pipeline_sees_all_updates_and_makes_none() -> None:
     table = Table(name="t", num_embeddings=2, embedding_dim=1, feature_names=("a",))
-    bags = RowWiseEmbeddingBagCollection([table], SGD(lr=1.0))
+    bags = OverlappedEmbeddingBagCollection([table], SGD(lr=1.0))
     bags.load_state_dict({"embedding_bags.t.weight": torch.zeros(2, 1)})
 
     class Net(torch.nn.Module):
@@ -192,13 +192,13 @@ def test_evaluation_beside_the_pipeline_sees_all_updates_and_makes_none() -> Non
 
 def test_optimizer_state_goes_out_under_torchrecs_names_and_comes_back() -> None:
     batch = jagged(1, 5)
-    first = RowWiseEmbeddingBagCollection(BAGS, Adam(lr=0.1))
+    first = OverlappedEmbeddingBagCollection(BAGS, Adam(lr=0.1))
     first.pooled(batch).sum().backward()
     saved = first.fused_optimizer.state_dict()
     assert list(saved["state"]) == [f"embedding_bags.{name}.weight" for name in ("wide", "mean", "second")]
     assert list(saved["state"]["embedding_bags.wide.weight"]) == ["wide.exp_avg", "wide.exp_avg_sq"]
     assert saved["param_groups"] == [{"lr": 0.1, "step": 1}]
-    second = RowWiseEmbeddingBagCollection(BAGS, Adam(lr=0.7))
+    second = OverlappedEmbeddingBagCollection(BAGS, Adam(lr=0.7))
     second.load_state_dict(first.state_dict())
     second.fused_optimizer.load_state_dict(saved)
     for one in (first, second):
@@ -212,15 +212,15 @@ def test_optimizer_state_goes_out_under_torchrecs_names_and_comes_back() -> None
     [
         (lambda: Table(name="t", num_embeddings=0, embedding_dim=1, feature_names=("a",)), "it holds nothing"),
         (lambda: Table(name="t", num_embeddings=1, embedding_dim=1, feature_names=()), "no feature looks it up"),
-        (lambda: RowWiseEmbeddingBagCollection([], SGD(lr=1)), "no table is given"),
-        (lambda: RowWiseEmbeddingBagCollection([BAGS[0], BAGS[0]], SGD(lr=1)), "two tables are named 'wide'"),
-        (lambda: RowWiseEmbeddingBagCollection(BAGS, SGD(lr=1), is_weighted=True), "weighted mean"),
+        (lambda: OverlappedEmbeddingBagCollection([], SGD(lr=1)), "no table is given"),
+        (lambda: OverlappedEmbeddingBagCollection([BAGS[0], BAGS[0]], SGD(lr=1)), "two tables are named 'wide'"),
+        (lambda: OverlappedEmbeddingBagCollection(BAGS, SGD(lr=1), is_weighted=True), "weighted mean"),
         (lambda: SGD(lr=-1.0), "no step length"),
         (lambda: Adam(lr=float("nan")), "lr=nan is no step length"),
         (lambda: Adam(lr=1.0, betas=(0.9, 1.0)), r"\[0, 1\)"),
-        (lambda: RowWiseEmbeddingBagCollection(BAGS, SGD(lr=1)).pooled(KeyedJagged(["a"], *empty())), "'b'"),
-        (lambda: RowWiseEmbeddingBagCollection(BAGS, SGD(lr=1))({"a": 1}), "is no KeyedJaggedTensor"),
-        (lambda: OverlappedTrainPipeline(torch.nn.Linear(1, 1), None), "no RowWiseEmbeddingBagCollection"),
+        (lambda: OverlappedEmbeddingBagCollection(BAGS, SGD(lr=1)).pooled(KeyedJagged(["a"], *empty())), "'b'"),
+        (lambda: OverlappedEmbeddingBagCollection(BAGS, SGD(lr=1))({"a": 1}), "is no KeyedJaggedTensor"),
+        (lambda: OverlappedTrainPipeline(torch.nn.Linear(1, 1), None), "no OverlappedEmbeddingBagCollection"),
     ],
 )
 def test_what_cannot_be_built_or_looked_up_says_why(make: Any, text: str) -> None:
@@ -233,13 +233,13 @@ def empty() -> tuple[Tensor, Tensor]:
 
 
 def test_a_state_of_another_size_or_optimizer_is_refused() -> None:
-    bags = RowWiseEmbeddingBagCollection(BAGS, Adagrad(lr=1.0))
+    bags = OverlappedEmbeddingBagCollection(BAGS, Adagrad(lr=1.0))
     state = bags.state_dict()
     with pytest.raises(ConfigError, match=r"saved as \[2, 6\], and the table wants \[11, 6\]"):
         bags.load_state_dict({**state, "embedding_bags.wide.weight": torch.zeros(2, 6)})
     with pytest.raises(RuntimeError, match="Missing key"):
         bags.load_state_dict({})
-    other = RowWiseEmbeddingBagCollection(BAGS, Adam(lr=1.0)).fused_optimizer.state_dict()
+    other = OverlappedEmbeddingBagCollection(BAGS, Adam(lr=1.0)).fused_optimizer.state_dict()
     with pytest.raises(ConfigError, match="another optimizer's"):
         bags.fused_optimizer.load_state_dict(other)
 
@@ -250,7 +250,7 @@ def test_features_made_in_the_model_are_refused_as_they_cannot_be_known_ahead() 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bags = RowWiseEmbeddingBagCollection([table], SGD(lr=1.0))
+            self.bags = OverlappedEmbeddingBagCollection([table], SGD(lr=1.0))
 
         def forward(self, batch: Tensor) -> Any:
             return self.bags.pooled(KeyedJagged(["a"], batch, torch.tensor([1]))).sum(), None

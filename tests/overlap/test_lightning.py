@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_intune.dedup import KeyedJagged
-from lightning_intune.overlap import Adam, OverlappedTrainPipeline, RowWiseEmbeddingBagCollection, Table
+from lightning_intune.overlap import Adam, OverlappedEmbeddingBagCollection, OverlappedTrainPipeline, Table
 
 TABLE = Table(name="t", num_embeddings=20, embedding_dim=4, feature_names=("a",))
 Batch = dict[str, Any]
@@ -34,7 +34,7 @@ class Net(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.bags = RowWiseEmbeddingBagCollection([TABLE], Adam(lr=0.1))
+        self.bags = OverlappedEmbeddingBagCollection([TABLE], Adam(lr=0.1))
         self.over = nn.Linear(4, 1)
         rng = torch.Generator().manual_seed(1)
         for parameter in self.over.parameters():

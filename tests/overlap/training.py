@@ -15,9 +15,9 @@ from lightning_intune.overlap import (
     SGD,
     Adagrad,
     Adam,
+    OverlappedEmbeddingBagCollection,
     OverlappedTrainPipeline,
     RowOptimizer,
-    RowWiseEmbeddingBagCollection,
     Table,
 )
 from tests.overlap.ranks import Rank
@@ -100,8 +100,8 @@ class Model(nn.Module):
     def __init__(self, rank: Rank | None, optimizer: RowOptimizer, dtype: torch.dtype) -> None:
         super().__init__()
         transport: Any = None if rank is None else rank.transport
-        self.later = RowWiseEmbeddingBagCollection(LATER, optimizer, transport=transport, dtype=dtype)
-        self.bags = RowWiseEmbeddingBagCollection(TABLES, optimizer, transport=transport, dtype=dtype)
+        self.later = OverlappedEmbeddingBagCollection(LATER, optimizer, transport=transport, dtype=dtype)
+        self.bags = OverlappedEmbeddingBagCollection(TABLES, optimizer, transport=transport, dtype=dtype)
         self.dense = Dense(dtype)
         whole = whole_tables(dtype)
         for one, tables in ((self.bags, TABLES), (self.later, LATER)):
