@@ -21,7 +21,7 @@ SESSIONS = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.ac
 def commands(scratch: Path) -> dict[str, list[list[str]]]:
     """What a reader of each example's README would type."""
     train, val = str(scratch / "sessions.parquet"), str(scratch / "sessions-val.parquet")
-    config = str(ROOT / "examples" / "ddp_sessions" / "run.yaml")
+    config, tables = (str(ROOT / "examples" / name / "run.yaml") for name in ("ddp_sessions", "overlapped_tables"))
     data = ["--data.train", train, "--data.val", val, "--trainer.default_root_dir", str(scratch)]
     return {
         "existing_dataloader": [[sys.executable, "-m", "examples.existing_dataloader"]],
@@ -33,6 +33,7 @@ def commands(scratch: Path) -> dict[str, list[list[str]]]:
             [*CONSOLE, "synth", val, "--rows", "10000", "--row-group-rows", "2000", "--seed", "1", "--quiet"],
             [*CONSOLE, "fit", "--config", config, *SESSIONS, *data],
         ],
+        "overlapped_tables": [[*CONSOLE, "fit", "--config", tables, "--trainer.devices", "2", *data]],  # same data
         "ray_lanes": [[sys.executable, "-m", "examples.ray_lanes.run"]],
         "notebook": [[sys.executable, "-c", code_of(ROOT / "examples" / "notebook" / "tuning.ipynb")]],
         "custom_agent": [[sys.executable, "-m", "examples.custom_agent.drive"]],

@@ -108,6 +108,15 @@ class DmpModel(LightningModule):
         dense = dict(in_backward_optimizer_filter(self.net.named_parameters()))
         return KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.Adagrad(parameters, lr=self._learning_rate))
 
+    def sharded_state(self) -> dict[str, Any]:
+        """For `ShardedStrategy`: what every rank saves its part of."""
+        return {"model": self.net.state_dict(), "tables_optimizer": self.net.fused_optimizer.state_dict()}
+
+    def load_sharded_state(self, state: dict[str, Any]) -> None:
+        """What `sharded_state` gave."""
+        self.net.load_state_dict(state["model"])
+        self.net.fused_optimizer.load_state_dict(state["tables_optimizer"])
+
     def on_train_start(self) -> None:
         """Lightning's optimizer goes into the pipeline: its steps are counted as `global_step`."""
         self._pipeline = TrainPipelineSparseDist(self.net, self.optimizers(), self.device, execute_all_batches=True)

@@ -1,4 +1,4 @@
-"""What Lightning must not do around DistributedModelParallel, and checkpoints of which every rank writes its part."""
+"""What Lightning must not do around a model of sharded tables, and checkpoints of which every rank writes its part."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 
-class DmpStrategy(DDPStrategy):
-    """One process per device, as DDP; but the model is TorchRec's, which shards, moves and reduces by itself.
+class ShardedStrategy(DDPStrategy):
+    """One process per device, as DDP; but the model shards, moves and reduces by itself.
+
+    The LightningModule has `sharded_state`, a dictionary with `DTensor`s or `ShardedTensor`s, and `load_sharded_state`.
 
     A checkpoint is two things: `FILE`, with everything that Lightning writes on rank 0, and the folder `FILE.shards`,
     into which every rank writes its tables and their optimizer's state (torch.distributed.checkpoint). The folder is
@@ -31,7 +33,8 @@ class DmpStrategy(DDPStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """On every rank: the shards, then, on rank 0, Lightning's file."""
-        dcp.save(self._sharded(), checkpoint_id=shards(filepath))
+        module: Any = self.lightning_module
+        dcp.save(module.sharded_state(), checkpoint_id=shards(filepath))
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def remove_checkpoint(self, filepath: Any) -> None:
@@ -51,15 +54,10 @@ class DmpStrategy(DDPStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002
         """Every rank reads the parts that are its own now."""
-        state = self._sharded()
+        module: Any = self.lightning_module
+        state = module.sharded_state()
         dcp.load(state, checkpoint_id=shards(self._loaded))
-        net = self.lightning_module.net
-        net.load_state_dict(state["model"])
-        net.fused_optimizer.load_state_dict(state["tables_optimizer"])
-
-    def _sharded(self) -> dict[str, Any]:
-        net = self.lightning_module.net
-        return {"model": net.state_dict(), "tables_optimizer": net.fused_optimizer.state_dict()}
+        module.load_sharded_state(state)
 
 
 def shards(filepath: Any) -> Path:

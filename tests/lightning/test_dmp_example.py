@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("torchrec")
+from tests.lightning.sharded_setups import NUM_ROWS, ROOT, losses, run, setup, write_sessions
 
-ROOT = Path(__file__).parents[2]
-NUM_ROWS = 1_501  # over two ranks one more row on one of them: 12 steps an epoch, the last with a padded rank
+pytest.importorskip("torchrec")
 
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sessions of 8 rows that share a history; rows have numbers."""
-    folder = tmp_path_factory.mktemp("sessions")
-    rng = np.random.default_rng(0)
-    histories = [rng.integers(0, 50, rng.integers(0, 4)).tolist() for _ in range(NUM_ROWS // 8 + 1)]
-    for part, rows in enumerate(np.split(np.arange(NUM_ROWS), [NUM_ROWS // 2])):
-        table = pa.table(
-            {
-                "row": rows.astype(np.float32),
-                "history": pa.array([histories[row // 8] for row in rows], pa.list_(pa.int64())),
-                "item": rng.integers(0, 50, len(rows)),
-                "click": (rng.random(len(rows)) < 0.3).astype(np.int8),
-            }
-        )
-        pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=110)
-    return folder
-
-
-def setup(data: Path, cuts: list[tuple[str, int]], settings: dict[str, Any] | None = None, **changes: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "ranks": 2,
-        "data": str(data),
-        "settings": {"batch_size": 64, "mix_row_groups": 3, "dedup": [["history"]], **(settings or {})},
-        "trainer": {"max_epochs": 2},
-        "saves": {"every_n_train_steps": 3},
-        "cuts": cuts,
-    }
-    return defaults | changes
-
-
-def run(folder: Path, setups: list[Any]) -> dict[str, Any]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.lightning.dmp_runs", json.dumps({"folder": str(folder), "setups": setups})],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def losses(folder: Path, setup: int) -> list[list[float]]:
-    """Of each rank, of the unbroken run."""
-    files = [folder / str(setup) / f"whole-{rank}.jsonl" for rank in range(2)]
-    return [[json.loads(line)[2] for line in file.read_text().splitlines()] for file in files]
+    return write_sessions(tmp_path_factory.mktemp("sessions"))
 
 
 @pytest.mark.slow
@@ -80,11 +29,19 @@ def test_a_killed_run_resumes_behind_the_last_batch_that_the_pipeline_has_traine
     result = run(
         tmp_path,
         [
-            setup(sessions, [("step", 8), ("step", 12), ("step", 13), ("saved", 5)], saves=often),
-            setup(sessions, [("validation", 15)], trainer={"max_epochs": 2, "val_check_interval": 4}),
-            setup(sessions, [("step", 14)], {"filters": [["row", ">=", 0]]}, saves=often),  # without len
-            setup(sessions, [("step", 16)], trainer={"max_epochs": 3, "limit_train_batches": 7}, saves=often),
-            setup(sessions, [("step", 13)], saves={"every_n_epochs": 1}),
+            setup("torchrec_dmp", sessions, [("step", 8), ("step", 12), ("step", 13), ("saved", 5)], saves=often),
+            setup("torchrec_dmp", sessions, [("validation", 15)], trainer={"max_epochs": 2, "val_check_interval": 4}),
+            setup(
+                "torchrec_dmp", sessions, [("step", 14)], {"filters": [["row", ">=", 0]]}, saves=often
+            ),  # without len
+            setup(
+                "torchrec_dmp",
+                sessions,
+                [("step", 16)],
+                trainer={"max_epochs": 3, "limit_train_batches": 7},
+                saves=often,
+            ),
+            setup("torchrec_dmp", sessions, [("step", 13)], saves={"every_n_epochs": 1}),
         ],
     )
     assert result["differences"] == []
@@ -96,7 +53,10 @@ def test_a_killed_run_resumes_behind_the_last_batch_that_the_pipeline_has_traine
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_deduplicated_input_trains_as_expanded_input_does(sessions: Path, tmp_path: Path) -> None:
-    run(tmp_path, [setup(sessions, [], {"shuffle": False, "dedup": groups}) for groups in ([["history"]], None)])
+    run(
+        tmp_path,
+        [setup("torchrec_dmp", sessions, [], {"shuffle": False, "dedup": groups}) for groups in ([["history"]], None)],
+    )
     once, expanded = losses(tmp_path, 0), losses(tmp_path, 1)
     assert [len(rank) for rank in once] == [24, 24]
     assert once == [pytest.approx(rank, abs=1e-5) for rank in expanded]

@@ -1,4 +1,4 @@
-"""`resume_runs` with the model of examples/torchrec_dmp: `python -m tests.lightning.dmp_runs JSON`."""
+"""`resume_runs` with the models of the examples of sharded tables: `python -m tests.lightning.sharded_runs JSON`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from examples.torchrec_dmp.model import DmpModel
-from examples.torchrec_dmp.strategy import DmpStrategy
+from examples.overlapped_tables.model import OverlappedModel
+from examples.torchrec_dmp.strategy import ShardedStrategy
 from lightning_intune import InTuneCallback, InTuneDataModule
 from lightning_intune.config import DenseFeature, Schema, SparseFeature
 from tests.forked_ranks import join_ranks, latest
@@ -28,18 +28,19 @@ SCHEMA = Schema(
 )
 
 
-class Witness(DmpModel):
-    """Writes down each trained batch's rows and loss, and kills its process where it is told."""
+class Witness:
+    """Beside a model: writes down each trained batch's rows and loss, and kills its process where it is told."""
 
-    def __init__(self, log: Path, cut: tuple[str, int] | None) -> None:
-        super().__init__(TABLES, num_dense=1)
+    def __init__(self, log: Path, cut: tuple[str, int] | None, **options: Any) -> None:
+        super().__init__(TABLES, num_dense=1, **options)
         self._log, self._cut = log.open("a"), cut
         self._seen = {"step": 0, "saved": 0, "validation": 0}
 
     def on_trained(self, loss: torch.Tensor, logits: torch.Tensor, batch: Any) -> None:
         self.may_die("step")
         super().on_trained(loss, logits, batch)
-        line = [self.current_epoch, batch.dense[:, 0].int().tolist(), float(loss), batch.weights.tolist()]
+        weights = None if batch.weights is None else batch.weights.tolist()
+        line = [self.current_epoch, batch.dense[:, 0].int().tolist(), float(loss), weights]
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
 
@@ -54,6 +55,19 @@ class Witness(DmpModel):
         self._seen[place] += 1
         if self._cut == (place, self._seen[place]):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OverlappedWitness(Witness, OverlappedModel):
+    pass
+
+
+def witness(model: str) -> Any:
+    """Its class. TorchRec's is imported only for its own runs."""
+    if model == "overlapped_tables":
+        return OverlappedWitness
+    from examples.torchrec_dmp.model import DmpModel
+
+    return type("DmpWitness", (Witness, DmpModel), {})
 
 
 def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any, port: int, *, resumes: bool) -> None:
@@ -72,11 +86,12 @@ def run_rank(rank: int, folder: Path, name: str, setup: dict[str, Any], cut: Any
         callbacks=callbacks,
         enable_checkpointing=True,
         devices=ranks,
-        strategy=DmpStrategy(),
+        strategy=ShardedStrategy(),
         **setup["trainer"],
     )
     checkpoint = latest(folder / "saved" / cut_name(name)) if resumes else None
-    run.fit(Witness(folder / f"{name}-{rank}.jsonl", cut), data, ckpt_path=checkpoint, weights_only=False)
+    model = witness(setup["model"])(folder / f"{name}-{rank}.jsonl", cut, **setup["options"])
+    run.fit(model, data, ckpt_path=checkpoint, weights_only=False)
 
 
 if __name__ == "__main__":
