@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_intune.overlap.collection import OverlappedEmbeddingBagCollection as OverlappedEmbeddingBagCollection
     from lightning_intune.overlap.collection import OverlappedEmbeddingCollection as OverlappedEmbeddingCollection
     from lightning_intune.overlap.pipeline import OverlappedTrainPipeline as OverlappedTrainPipeline
+    from lightning_intune.overlap.placement import Placement as Placement
     from lightning_intune.overlap.row_optimizer import SGD as SGD
     from lightning_intune.overlap.row_optimizer import Adagrad as Adagrad
     from lightning_intune.overlap.row_optimizer import Adam as Adam
@@ -30,6 +31,7 @@ __getattr__, __all__ = lazy_names(
         "OverlappedEmbeddingBagCollection": "lightning_intune.overlap.collection",
         "OverlappedEmbeddingCollection": "lightning_intune.overlap.collection",
         "OverlappedTrainPipeline": "lightning_intune.overlap.pipeline",
+        "Placement": "lightning_intune.overlap.placement",
         "RowOptimizer": "lightning_intune.overlap.row_optimizer",
         "Table": "lightning_intune.overlap.table",
         "make_transport": "lightning_intune.overlap.transport",

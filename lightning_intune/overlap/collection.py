@@ -1,4 +1,4 @@
-"""Embedding tables whose rows lie on all ranks, with TorchRec's interface."""
+"""Embedding tables that lie on several ranks, with TorchRec's interface."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_intune.errors import ConfigError
 from lightning_intune.overlap.bags import Features
 from lightning_intune.overlap.exchange import Exchange
 from lightning_intune.overlap.lookup import Lookup, Tables
+from lightning_intune.overlap.placement import placed
 from lightning_intune.overlap.row_optimizer import RowOptimizer
 from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.table import tables_of
@@ -54,13 +55,15 @@ class OverlappedCollection(nn.Module):
         tables: Sequence[Any],
         optimizer: RowOptimizer,
         *,
+        sharding: Mapping[str, Any] | None = None,
         is_weighted: bool = False,
         transport: Transport | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.transport: Transport = GlooTransport() if transport is None else transport
-        self.tables = Tables(tables_of(tables), self.transport.world_size, is_weighted=is_weighted)
+        world_size = self.transport.world_size
+        self.tables = Tables(placed(tables_of(tables), world_size, sharding), world_size, is_weighted=is_weighted)
         self.shards = [Shard(stack, optimizer, self.transport.rank, dtype) for stack in self.tables.stacks]
         self.learning_rate = optimizer.lr
         """Of the steps to come; a scheduler may set it between two."""
@@ -147,12 +150,15 @@ class OverlappedCollection(nn.Module):
 
 @final
 class OverlappedEmbeddingBagCollection(OverlappedCollection):
-    """Pooled embeddings of tables whose rows are dealt out over all ranks, updated by a fused row optimizer.
+    """Pooled embeddings of tables that lie on several ranks, updated by a fused row optimizer.
 
     It takes TorchRec's `KeyedJaggedTensor`, or a `KeyedJagged` or `InverseKeyedJaggedTensor`, and returns TorchRec's
     `KeyedTensor` [B, sum of dims]; `tables` are `Table`s or TorchRec's `EmbeddingBagConfig`s; the state dict has
-    TorchRec's keys. Each row travels once per rank and batch, however often the batch has its id. Gradients are
-    averaged over the ranks. All ranks must make the same calls, with batches of any size, empty ones included. On CPUs.
+    TorchRec's keys. `sharding` says by name which tables are cut by rows and which lie whole on one rank, and on which:
+    `"table_wise"`, a `Placement` or TorchRec's `ParameterSharding`, so that what a planner says of the module will do;
+    of others `Table` says it, and TorchRec's configs, which cannot, are cut. `tables.tables` has the ranks chosen. Each
+    row travels once per rank and batch, however often the batch has its id. Gradients are averaged over the ranks. All
+    ranks must make the same calls, with batches of any size, empty ones included. On CPUs.
 
     Why not TorchRec's own sharded module: it pools at the owner, so every part of a split batch would send all its
     bags once more; and fbgemm updates all rows of a forward pass in one call of its backward pass, with one step count

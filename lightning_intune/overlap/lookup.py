@@ -19,7 +19,7 @@ from lightning_intune.overlap.table import Table, Use, uses_of
 
 @final
 class Tables:
-    """The tables of a collection, those of one width stacked."""
+    """The placed tables of a collection, those of one width stacked."""
 
     def __init__(self, tables: Sequence[Table], world_size: int, *, is_weighted: bool = False) -> None:
         self.tables, self.uses, self.is_weighted = tuple(tables), uses_of(tables), is_weighted

@@ -23,11 +23,12 @@ class Shard:
 
     def __init__(self, stack: Stack, optimizer: RowOptimizer, rank: int, dtype: torch.dtype) -> None:
         self.stack, self.optimizer, self.rank = stack, optimizer, rank
-        self.weights = torch.zeros(stack.num_rows, stack.dim, dtype=dtype)
+        held = stack.held[rank]
+        self.weights = torch.zeros(held, stack.dim, dtype=dtype)
         self.state = optimizer.new_state(self.weights)
-        self.last_reader = torch.full((stack.num_rows,), -1, dtype=torch.int32)
+        self.last_reader = torch.full((held,), -1, dtype=torch.int32)
         """By row, the number of the last batch that asked for it."""
-        self._slots = torch.zeros(stack.num_rows, dtype=torch.int32)  # scratch of `_summed`; any content will do
+        self._slots = torch.zeros(held, dtype=torch.int32)  # scratch of `_summed`; any content will do
         rng = torch.Generator().manual_seed((torch.initial_seed() + 1_000_003 * rank) % 2**63)
         for table, weights in enumerate(self.parts(self.weights)):
             bound = 1 / math.sqrt(stack.tables[table].num_embeddings)

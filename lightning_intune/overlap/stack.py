@@ -8,48 +8,55 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_intune.overlap.placement import block_rows, cut
 from lightning_intune.overlap.table import Table
 
 
 @final
 class Stack:
-    """Where the rows of `tables`, all of one `embedding_dim`, lie on `world_size` ranks.
+    """Where the rows of `tables`, placed and all of one `embedding_dim`, lie on `world_size` ranks.
 
-    Each table is cut into blocks of ceil(rows / ranks), rank r owning the r-th, as TorchRec's row-wise sharding does;
-    a rank's blocks lie one behind the other. A row's *address* is its owner's rank times `num_rows` plus its place
-    there: sorted addresses are sorted by owner, and one number says where to send and what to read.
+    What a rank owns of them lies one behind the other. A row's *address* is its owner's rank times `num_rows` plus its
+    place there: sorted addresses are sorted by owner, and one number says where to send and what to read.
 
-    >>> stack = Stack([Table(name="t", num_embeddings=5, embedding_dim=2, feature_names=("a",))], 2)
-    >>> stack.addresses(0, torch.tensor([0, 2, 3, 4])).tolist(), stack.num_rows
-    ([0, 2, 3, 4], 3)
+    >>> import dataclasses
+    >>> cut, whole = (Table(name=name, num_embeddings=5, embedding_dim=2, feature_names=("a",)) for name in "tu")
+    >>> stack = Stack([cut, dataclasses.replace(whole, sharding="table_wise", rank=1)], 2)
+    >>> stack.held, stack.num_rows  # rank 1 has rows 3 and 4 of the first
+    ([3, 7], 7)
+    >>> stack.addresses(0, torch.tensor([0, 2, 3, 4])).tolist(), stack.addresses(1, torch.tensor([0, 4])).tolist()
+    ([0, 2, 7, 8], [9, 13])
     """
 
     def __init__(self, tables: Sequence[Table], world_size: int) -> None:
         self.tables, self.world_size = tuple(tables), world_size
         self.dim = tables[0].embedding_dim
-        self._block_rows = [-(-table.num_embeddings // world_size) for table in tables]
-        self._begins = [sum(self._block_rows[:place]) for place in range(len(tables))]
-        self.num_rows = sum(self._block_rows)
-        """Of one rank; the last ranks' blocks may be shorter, or empty, and leave room."""
+        cuts = [cut(table, world_size) for table in tables]
+        self._firsts = torch.stack([firsts for firsts, _ in cuts])
+        self._counts = torch.stack([counts for _, counts in cuts])
+        self._begins = self._counts.cumsum(0) - self._counts
+        self.held: list[int] = self._counts.sum(0).tolist()
+        """By rank, how many rows it owns."""
+        self.num_rows = max(self.held)
+        # [tables, ranks]: what an id's address lies above it, if that rank owns it
+        self._shifts = torch.arange(world_size) * self.num_rows + self._begins - self._firsts
 
     def addresses(self, table: int, ids: Tensor) -> Tensor:
         """Those of the rows `ids` [n] of table number `table`: [n] int64; IndexError for an id outside of it."""
-        ids, num_ids = ids.long(), self.tables[table].num_embeddings
+        one = self.tables[table]
+        ids, num_ids = ids.long(), one.num_embeddings
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= num_ids):
             wrong = ids[(ids < 0) | (ids >= num_ids)]
             raise IndexError(
-                f"table '{self.tables[table].name}': id {int(wrong[0])} is outside of its rows 0 to {num_ids - 1}. "
+                f"table '{one.name}': id {int(wrong[0])} is outside of its rows 0 to {num_ids - 1}. "
                 "Hash or clip ids before they come here, or give the table more rows."
             )
-        block_rows = self._block_rows[table]
-        owners = torch.div(ids, block_rows, rounding_mode="floor")
-        # owner * num_rows + begin + (id - owner * block_rows)
-        return owners.mul_(self.num_rows - block_rows).add_(ids).add_(self._begins[table])
+        if one.rank is not None:
+            return ids + self._shifts[table, one.rank]
+        owners = torch.div(ids, block_rows(one, self.world_size), rounding_mode="floor")
+        return self._shifts[table].index_select(0, owners).add_(ids)
 
     def owned(self, table: int, rank: int) -> tuple[slice, slice]:
         """The rows of a table that `rank` owns: as ids, and as places in its part of the stack."""
-        block_rows, num_ids = self._block_rows[table], self.tables[table].num_embeddings
-        first = min(rank * block_rows, num_ids)
-        count = min(block_rows, num_ids - first)
-        begin = self._begins[table]
+        first, begin, count = (int(one[table, rank]) for one in (self._firsts, self._begins, self._counts))
         return slice(first, first + count), slice(begin, begin + count)

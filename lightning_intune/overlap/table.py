@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 from lightning_intune.errors import ConfigError
 
 Pooling = Literal["sum", "mean"]
+Sharding = Literal["row_wise", "table_wise"]
 
 
 @final
@@ -22,6 +23,10 @@ class Table:
     feature_names: tuple[str, ...]
     pooling: Pooling = "sum"
     """Of a bag's rows; sequences are not pooled, and ignore it."""
+    sharding: Sharding = "row_wise"
+    """Cut into blocks of rows over all ranks, or whole on one."""
+    rank: int | None = None
+    """A table-wise table's; None: one is chosen, so that ranks hold about equally many bytes."""
 
     def __post_init__(self) -> None:
         if self.num_embeddings < 1 or self.embedding_dim < 1:
@@ -33,6 +38,15 @@ class Table:
             raise ConfigError(f"table '{self.name}': no feature looks it up. Name one in feature_names.")
         if self.pooling not in ("sum", "mean"):
             raise ConfigError(f"table '{self.name}': pooling={self.pooling!r} is unknown. Use 'sum' or 'mean'.")
+        if self.sharding not in get_args(Sharding):
+            raise ConfigError(
+                f"table '{self.name}': sharding={self.sharding!r} is not built. Use 'row_wise' or 'table_wise'."
+            )
+        if self.rank is not None and (self.sharding == "row_wise" or self.rank < 0):
+            raise ConfigError(
+                f"table '{self.name}': rank={self.rank} cannot own it, as sharding={self.sharding!r}. Give a rank of 0 "
+                "or more to a table-wise table only; a row-wise one lies on all of them."
+            )
 
 
 @final

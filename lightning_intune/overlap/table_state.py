@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as RowWise
 from torch.distributed.tensor.device_mesh import DeviceMesh
 
@@ -21,12 +21,14 @@ class TableState:
     """Tables and their optimizer's state as tensors with a row for every id.
 
     On one rank they are plain tensors; on several a `DTensor` each, of which a rank holds its own rows, as
-    `torch.distributed.checkpoint` saves them and loads them on another number of ranks. No call is a collective.
+    `torch.distributed.checkpoint` saves them and loads them on another number of ranks, or placed otherwise. That of a
+    table-wise table is its owner's alone: elsewhere it has the table's shape and an empty local part. No call is a
+    collective.
     """
 
     def __init__(self, tables: Tables, shards: list[Shard], prefix: str) -> None:
         self._tables, self._shards, self._prefix = tables, shards, prefix
-        self._mesh: DeviceMesh | None = None
+        self._meshes: dict[int | None, DeviceMesh] = {}
 
     def key(self, table: int) -> str:
         """As in TorchRec: `embedding_bags.NAME.weight`."""
@@ -70,11 +72,13 @@ class TableState:
         world_size = self._shards[0].stack.world_size
         if world_size == 1:
             return local
-        if self._mesh is None:
-            self._mesh = DeviceMesh("cpu", torch.arange(world_size))
+        owner = self._tables.tables[table].rank
+        if owner not in self._meshes:
+            self._meshes[owner] = _mesh(owner, world_size)
+        placements = [RowWise(0) if owner is None else Replicate()]
         shape = torch.Size([self._tables.tables[table].num_embeddings, *local.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(local, self._mesh, [RowWise(0)], run_check=False, shape=shape, stride=stride)
+        return DTensor.from_local(local, self._meshes[owner], placements, run_check=False, shape=shape, stride=stride)
 
     def _load(self, table: int, local: Tensor, saved: Any) -> None:
         key, values = self.key(table), saved
@@ -85,12 +89,23 @@ class TableState:
             raise ConfigError(f"overlap: '{key}' was saved as {found}, and the table wants {list(shape)}. Correct one.")
         if isinstance(saved, DTensor):
             values = saved.to_local()
+            if saved.device_mesh.get_coordinate() is None:
+                values = local.new_empty(0, *local.shape[1:])  # other ranks have it all; torch drops the width
             if values.shape != local.shape:
                 raise ConfigError(
                     f"overlap: this rank's part of '{key}' has {list(values.shape)}, the table's {list(local.shape)}: "
-                    "it was cut for other ranks. Load it with torch.distributed.checkpoint, which cuts it anew."
+                    "it lies otherwise on the ranks. Load it with torch.distributed.checkpoint, which cuts it anew."
                 )
         else:
             values = saved[self._shards[stack].stack.owned(place, self._shards[stack].rank)[0]]
         with torch.no_grad():
             local.copy_(values)
+
+
+def _mesh(owner: int | None, world_size: int) -> DeviceMesh:
+    """All ranks, or the owner alone."""
+    if owner is None:
+        return DeviceMesh("cpu", torch.arange(world_size))  # of the default group, so none is made
+    # A mesh of some ranks makes a group, by a collective, and a state dict may be asked for by one rank. One rank needs
+    # no group to tell itself anything; torch makes the meshes that it slices out of others in this way.
+    return DeviceMesh("cpu", [owner], _init_backend=False)

@@ -1,7 +1,8 @@
 """Ranks over gloo, forked from one process: `python -m tests.overlap.gloo_ranks train KIND:STAGE ...`; prints JSON.
 
-`train`: a DDP model's steps overlapped and waiting, and its state through torch's checkpoint and back. The others: a
-fault of rank 1 at one of the exchange's calls, as in tests/balance/gloo_faults.py, or of its batches.
+`train`: a DDP model's steps overlapped and waiting, and its state through torch's checkpoint and back, on as many
+ranks, more and fewer. The others: a fault of rank 1 at one of the exchange's calls, as in tests/balance/gloo_faults.py,
+or of its batches.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from lightning_intune.overlap import GlooTransport, OverlappedTrainPipeline
+from lightning_intune.errors import ConfigError
+from lightning_intune.overlap import GlooTransport, OverlappedTrainPipeline, Placement
 from tests.balance.gloo_faults import Fault
 from tests.overlap.ranks import Rank
-from tests.overlap.training import OPTIMIZERS, Model, Sample, samples, state_of
+from tests.overlap.training import MIXED, OPTIMIZERS, Model, Sample, Sharding, dealt, samples, state_of
 
-TIMEOUT_S, LATE = 6.0, 1
+TIMEOUT_S, LATE, SAVED_BY = 6.0, 1, 2
+OTHERWISE: Sharding = {"items": "table_wise", "tags": Placement(sharding="table_wise", rank=0)}
 STAGES = {"open": 0, "ids": 2, "marks": 9, "urgent": 15, "late": 16, "rest": 19}
 """Numbers of calls, as the first steps with two collections make them."""
 
 
-def model_of(optimizer: str, timeout_s: float) -> Model:
+def model_of(optimizer: str, timeout_s: float, sharding: Sharding = MIXED) -> Model:
     rank: Any = Rank(dist.get_rank(), GlooTransport(timeout_s=timeout_s), None)  # pyright: ignore[reportArgumentType]
-    return Model(rank, OPTIMIZERS[optimizer], torch.float32)
+    return Model(rank, OPTIMIZERS[optimizer], torch.float64, sharding)
 
 
 def steps(pipeline: OverlappedTrainPipeline[Sample], batches: list[Sample]) -> list[float]:
@@ -46,19 +49,28 @@ def steps(pipeline: OverlappedTrainPipeline[Sample], batches: list[Sample]) -> l
             return losses
 
 
+def pipeline_of(model: Model, *, overlap: bool) -> OverlappedTrainPipeline[Sample]:
+    ddp = nn.parallel.DistributedDataParallel(model)
+    return OverlappedTrainPipeline(ddp, torch.optim.SGD(model.dense.parameters(), lr=0.1), overlap=overlap)
+
+
+def saved(model: Model) -> dict[str, Any]:
+    fused = {name: getattr(model, name).fused_optimizer.state_dict() for name in ("bags", "later")}
+    return {"model": model.state_dict(), "fused": fused}
+
+
+def lists(model: Model) -> dict[str, list[Any]]:
+    return {key: value.tolist() for key, value in state_of(model).items()}
+
+
+def batches_of(rank: int) -> list[Sample]:
+    return samples(rank, 12, overlap=0.5, dtype=torch.float64)
+
+
 def train(rank: int, folder: Path) -> dict[str, Any]:
     """The first 5 of 12 steps, a checkpoint, and from it the others; beside it all of them at one go, waiting."""
-    batches = samples(rank, 12, overlap=0.5, dtype=torch.float32)
+    batches = batches_of(rank)
     out: dict[str, Any] = {}
-
-    def pipeline_of(model: Model, *, overlap: bool) -> OverlappedTrainPipeline[Sample]:
-        ddp = nn.parallel.DistributedDataParallel(model)
-        return OverlappedTrainPipeline(ddp, torch.optim.SGD(model.dense.parameters(), lr=0.1), overlap=overlap)
-
-    def saved(model: Model) -> dict[str, Any]:
-        fused = {name: getattr(model, name).fused_optimizer.state_dict() for name in ("bags", "later")}
-        return {"model": model.state_dict(), "fused": fused}
-
     for name, overlap in (("ours", True), ("waiting", False)):
         model = model_of("adam", 60.0)
         pipeline = pipeline_of(model, overlap=overlap)
@@ -69,26 +81,43 @@ def train(rank: int, folder: Path) -> dict[str, Any]:
                 out["keys"] = sorted(model.state_dict())  # no collective: one rank alone may ask
             dcp.save(saved(model), checkpoint_id=folder / "saved")  # while the next batch's rows are on their way
         losses += steps(pipeline, iterator)  # pyright: ignore[reportArgumentType] - an iterator is iterable
-        out[name] = [losses, {key: value.tolist() for key, value in state_of(model).items()}]
+        out[name] = [losses, lists(model)]
         pipeline.shutdown()
-    model = model_of("adam", 60.0)
+    out["resumed"] = resumed(batches[5:], folder, MIXED)
+    try:
+        model_of("adam", 60.0).load_state_dict(model_of("adam", 60.0, OTHERWISE).state_dict())
+    except ConfigError as error:
+        out["refused"] = str(error)
+    return out
+
+
+def resumed(batches: list[Sample], folder: Path, sharding: Sharding) -> list[Any]:
+    """Losses of the steps behind the checkpoint, and the state at the end."""
+    model = model_of("adam", 60.0, sharding)
+    model.scale = dist.get_world_size() / SAVED_BY
     state = saved(model)
     dcp.load(state, checkpoint_id=folder / "saved")
     model.load_state_dict(state["model"])
     for name in ("bags", "later"):
         getattr(model, name).fused_optimizer.load_state_dict(state["fused"][name])
     pipeline = pipeline_of(model, overlap=True)
-    losses = steps(pipeline, batches[5:])
-    out["resumed"] = [losses, {key: value.tolist() for key, value in state_of(model).items()}]
+    losses = steps(pipeline, batches)
+    out = [losses, lists(model)]
     pipeline.shutdown()
     return out
+
+
+def elsewhere(rank: int, world_size: int, folder: Path) -> list[Any]:
+    """The same rows on another number of ranks, where what lay whole is cut, and what was cut lies whole."""
+    batches = dealt([batches_of(one)[5:] for one in range(SAVED_BY)], rank, world_size)
+    return resumed(batches, folder, OTHERWISE)
 
 
 def at_fault(rank: int, kind: str, stage: str) -> str:
     """What rank `rank` ends with when rank 1 is at fault, or the number of its steps."""
     model = model_of("sgd", TIMEOUT_S)
     pipeline = OverlappedTrainPipeline(model, torch.optim.SGD(model.dense.parameters(), lr=0.1))
-    batches = samples(rank, 4, overlap=0.5, dtype=torch.float32)
+    batches = samples(rank, 4, overlap=0.5, dtype=torch.float64)
     if rank == LATE and kind == "uneven":
         batches = batches[:2]
     if rank == LATE and kind == "bad id":
@@ -149,8 +178,12 @@ def main() -> None:
         folder = Path(name)
 
         def trains(rank: int) -> Any:
-            join(rank, 2, folder / "train")
+            join(rank, SAVED_BY, folder / "train")
             return train(rank, folder)
+
+        def goes_on(rank: int, world_size: int) -> Any:
+            join(rank, world_size, folder / f"goes on {world_size}")
+            return elsewhere(rank, world_size, folder)
 
         def fails(rank: int, kind: str, stage: str) -> Any:
             join(rank, 3, folder / f"{kind} {stage}")
@@ -158,13 +191,15 @@ def main() -> None:
             return [at_fault(rank, kind, stage), time.monotonic() - begun_s]
 
         jobs: dict[str, Callable[[], Any]] = {}
+        behind: dict[str, Callable[[], Any]] = {}
         for case in sys.argv[1:]:
             kind, _, stage = case.partition(":")
             if kind == "train":
-                jobs |= {f"train/{rank}": partial(trains, rank) for rank in range(2)}
+                jobs |= {f"train/{rank}": partial(trains, rank) for rank in range(SAVED_BY)}
+                behind |= {f"on {n}/{rank}": partial(goes_on, rank, n) for n in (1, 3) for rank in range(n)}
             else:
                 jobs |= {f"{case}/{rank}": partial(fails, rank, kind, stage) for rank in range(3)}
-        sys.stdout.write(json.dumps(forked(jobs)) + "\n")
+        sys.stdout.write(json.dumps(forked(jobs) | forked(behind)) + "\n")
 
 
 if __name__ == "__main__":

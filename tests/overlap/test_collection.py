@@ -21,9 +21,12 @@ from lightning_intune.overlap import (
     OverlappedTrainPipeline,
     Table,
 )
+from lightning_intune.overlap.placement import placed
 from tests.overlap.ranks import Rank, on_ranks
+from tests.overlap.training import Sharding, placements
 
 pytest.importorskip("torchrec.modules.embedding_modules", exc_type=ImportError)
+from torchrec.distributed.types import ParameterSharding
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -50,15 +53,24 @@ def whole(collection: OverlappedEmbeddingBagCollection | OverlappedEmbeddingColl
     return [part.clone() for shard in collection.shards for part in shard.parts(shard.weights)]
 
 
-@settings(max_examples=6)
-@given(world_size=st.integers(1, 4), num_rows=st.integers(1, 5), seed=st.integers(0, 999), repeats=st.booleans())
-def test_pooled_embeddings_and_updates_are_torchrecs(world_size: int, num_rows: int, seed: int, repeats: bool) -> None:
+@settings(max_examples=10)
+@given(
+    world_size=st.integers(1, 4),
+    num_rows=st.integers(1, 5),
+    seed=st.integers(0, 999),
+    repeats=st.booleans(),
+    data=st.data(),
+)
+def test_pooled_embeddings_and_updates_are_torchrecs(
+    world_size: int, num_rows: int, seed: int, repeats: bool, data: st.DataObject
+) -> None:
+    sharding = data.draw(st.dictionaries(st.sampled_from([one.name for one in BAGS]), placements(world_size)))
     theirs = EmbeddingBagCollection(tables=BAGS)
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
     batches = [jagged(10 * seed + rank, num_rows) for rank in range(world_size)]
 
     def work(rank: Rank) -> Any:
-        ours = OverlappedEmbeddingBagCollection(BAGS, SGD(lr=0.5), transport=rank.transport)
+        ours = OverlappedEmbeddingBagCollection(BAGS, SGD(lr=0.5), sharding=sharding, transport=rank.transport)
         ours.load_state_dict(state)
         batch = batches[rank.rank]
         features: Any = InverseKeyedJaggedTensor.from_jagged(batch, [["a", "b"], ["c"]]) if repeats else None
@@ -93,12 +105,13 @@ def batch_of(batch: KeyedJagged) -> KeyedJaggedTensor:
 
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("repeats", [False, True])
-def test_sequences_are_torchrecs(world_size: int, repeats: bool) -> None:
+@pytest.mark.parametrize("sharding", [{}, {"other": "table_wise"}], ids=["row-wise", "mixed"])
+def test_sequences_are_torchrecs(world_size: int, repeats: bool, sharding: Sharding) -> None:
     theirs = EmbeddingCollection(tables=SEQUENCES)
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
 
     def work(rank: Rank) -> Any:
-        ours = OverlappedEmbeddingCollection(SEQUENCES, SGD(lr=0.5), transport=rank.transport)
+        ours = OverlappedEmbeddingCollection(SEQUENCES, SGD(lr=0.5), sharding=sharding, transport=rank.transport)
         ours.load_state_dict(state)
         batch = jagged(rank.rank, 6)
         features = InverseKeyedJaggedTensor.from_jagged(batch, [["a"], ["b", "c"]]) if repeats else batch_of(batch)
@@ -207,11 +220,52 @@ def test_optimizer_state_goes_out_under_torchrecs_names_and_comes_back() -> None
         assert torch.equal(ours, theirs)
 
 
+def described(name: str, num_embeddings: int, **placing: Any) -> Table:
+    return Table(name=name, num_embeddings=num_embeddings, embedding_dim=2, feature_names=("a",), **placing)
+
+
+def test_whole_tables_go_biggest_first_to_the_rank_that_holds_least() -> None:
+    whole = {"sharding": "table_wise"}
+    tables = [
+        described("a", 5, **whole),
+        described("b", 9, **whole),
+        described("c", 4),  # 2 rows, 2 rows, none
+        described("d", 6, **whole, rank=1),
+        described("e", 6, **whole),
+    ]
+    # Loads are 2, 2 + 6, 0: b goes to rank 2 (9), e to rank 0 (2 + 6), a to the first of the two with 8.
+    assert [one.rank for one in placed(tables, 3)] == [0, 2, None, 1, 0]
+    # A table twice as wide weighs twice as much.
+    wide = Table(name="f", num_embeddings=5, embedding_dim=4, feature_names=("a",), sharding="table_wise")
+    assert [one.rank for one in placed([tables[1], wide, tables[0]], 2)] == [1, 0, 1]
+
+
+def test_what_is_said_by_name_goes_before_what_a_table_says_in_torchrecs_words_too() -> None:
+    tables = [
+        described("a", 5, sharding="table_wise", rank=0),
+        described("b", 5),
+        described("c", 5, sharding="table_wise", rank=1),
+    ]
+    plan = {
+        "a": ParameterSharding(sharding_type="row_wise", compute_kernel="fused", ranks=[0, 1]),
+        "b": ParameterSharding(sharding_type="table_wise", compute_kernel="fused", ranks=[1]),
+    }
+    assert [one.rank for one in placed(tables, 2, plan)] == [None, 1, 1]
+    assert [one.rank for one in placed(tables, 2, {"b": "table_wise", "c": "row_wise"})] == [0, 1, None]
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: Table(name="t", num_embeddings=0, embedding_dim=1, feature_names=("a",)), "it holds nothing"),
         (lambda: Table(name="t", num_embeddings=1, embedding_dim=1, feature_names=()), "no feature looks it up"),
+        (lambda: described("t", 1, sharding="column_wise"), "'column_wise' is not built"),
+        (lambda: described("t", 1, rank=0), "rank=0 cannot own it, as sharding='row_wise'"),
+        (lambda: described("t", 1, sharding="table_wise", rank=-1), "rank=-1 cannot own it"),
+        (lambda: placed([described("t", 1, sharding="table_wise", rank=2)], 2), r"outside of the 2 rank\(s\)"),
+        (lambda: placed([described("t", 1)], 2, {"u": "row_wise"}), r"names 'u', and the tables are \['t'\]"),
+        (lambda: placed([described("t", 1)], 2, {"t": 1}), "1 says not where it lies"),
+        (lambda: placed([described("t", 1)], 2, {"t": ParameterSharding("data_parallel", "dense")}), "'data_parallel'"),
         (lambda: OverlappedEmbeddingBagCollection([], SGD(lr=1)), "no table is given"),
         (lambda: OverlappedEmbeddingBagCollection([BAGS[0], BAGS[0]], SGD(lr=1)), "two tables are named 'wide'"),
         (lambda: OverlappedEmbeddingBagCollection(BAGS, SGD(lr=1), is_weighted=True), "weighted mean"),

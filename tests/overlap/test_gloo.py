@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.overlap.gloo_ranks import STAGES
 
@@ -51,7 +52,38 @@ def test_two_ranks_train_as_if_they_waited_and_resume_from_a_checkpoint_of_both(
         "later.embedding_bags.places.weight",
     ]
     # 41 rows in blocks of 21: the second rank has one less
-    assert [len(told[f"train/{rank}"]["ours"][1]["bags.items"]) for rank in range(2)] == [21, 20]
+    assert [len(told[f"train/{rank}"]["ours"][1]["bags.items.weight"]) for rank in range(2)] == [21, 20]
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_checkpoint_goes_on_with_other_ranks_and_tables_placed_otherwise(
+    told: dict[str, Any], world_size: int
+) -> None:
+    expected = [told[f"train/{rank}"]["ours"] for rank in range(2)]
+    found = [told[f"on {world_size}/{rank}"] for rank in range(world_size)]
+    wanted = double([losses[5:] for losses, _ in expected]).sum(dim=0)
+    torch.testing.assert_close(double([losses for losses, _ in found]).sum(dim=0), wanted, rtol=0, atol=1e-6)
+    for key in expected[0][1]:
+        whole, wanted = (whole_of([state[key] for _, state in ranks], key) for ranks in (found, expected))
+        torch.testing.assert_close(whole, wanted, rtol=0, atol=1e-6)
+    # It was cut, and is whole on the first rank without `tags`, which holds less.
+    assert [len(state["bags.items.weight"]) for _, state in found] == {1: [41], 3: [0, 41, 0]}[world_size]
+
+
+def whole_of(parts: list[list[Any]], key: str) -> torch.Tensor:
+    """Of all ranks' parts; what is dense each rank has whole."""
+    return double(parts[0] if key.startswith("dense") else [row for part in parts for row in part])
+
+
+def double(values: list[Any]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.timeout(200)
+def test_a_state_placed_otherwise_is_refused_without_torchs_checkpoint(told: dict[str, Any]) -> None:
+    for rank in range(2):
+        assert "lies otherwise on the ranks. Load it with torch.distributed" in told[f"train/{rank}"]["refused"]
 
 
 def check_named(told: dict[str, Any], case: str) -> None:

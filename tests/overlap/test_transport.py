@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.overlap import SGD, GlooTransport, Link, Table, make_transport
+from lightning_intune.overlap import SGD, Adam, GlooTransport, Link, Table, make_transport
 from lightning_intune.overlap.parcels import swap
+from lightning_intune.overlap.placement import placed
 from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.stack import Stack
 from tests.overlap.ranks import Rank, on_ranks
+from tests.overlap.training import placements
 
 
 @pytest.mark.parametrize("name", ["host_ring", "nccl", "copy_engine"])
@@ -89,7 +91,8 @@ def test_every_row_has_one_owner_and_one_place(num_rows: list[int], world_size: 
         Table(name=str(n), num_embeddings=rows, embedding_dim=1, feature_names=("a",))
         for n, rows in enumerate(num_rows)
     ]
-    stack = Stack(tables, world_size)
+    sharding = data.draw(st.dictionaries(st.sampled_from([one.name for one in tables]), placements(world_size)))
+    stack = Stack(placed(tables, world_size, sharding), world_size)
     found = torch.cat([stack.addresses(n, torch.arange(rows)) for n, rows in enumerate(num_rows)])
     assert len(found.unique()) == sum(num_rows)
     for table, rows in enumerate(num_rows):
@@ -98,6 +101,12 @@ def test_every_row_has_one_owner_and_one_place(num_rows: list[int], world_size: 
         for rank, (ids, places) in enumerate(owned):
             addresses = stack.addresses(table, torch.arange(rows)[ids])
             assert (addresses - rank * stack.num_rows).tolist() == list(range(stack.num_rows))[places]
+        if stack.tables[table].sharding == "table_wise":
+            assert sum(ids.stop > ids.start for ids, _ in owned) == 1
+    shards = [Shard(stack, Adam(lr=1.0), rank, torch.float32) for rank in range(world_size)]
+    for values in ("weights", "last_reader"):  # no rank has room for what it does not own
+        assert sum(len(getattr(shard, values)) for shard in shards) == sum(num_rows)
+    assert sum(len(values) for shard in shards for values in shard.state.values()) == 2 * sum(num_rows)
     wrong = data.draw(st.sampled_from([-1, num_rows[0]]))
     with pytest.raises(IndexError, match=f"id {wrong} is outside"):
         stack.addresses(0, torch.tensor([0, wrong]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from lightning_intune.overlap import (
     Adam,
     OverlappedEmbeddingBagCollection,
     OverlappedTrainPipeline,
+    Placement,
     RowOptimizer,
     Table,
 )
@@ -35,6 +37,31 @@ OPTIMIZERS: dict[str, RowOptimizer] = {
     "row_wise": Adagrad(lr=0.1, row_wise=True),
     "adam": Adam(lr=0.01),
 }
+
+
+STATE_KEYS = {
+    "sgd": {},
+    "adagrad": {"momentum1": "sum"},
+    "row_wise": {"momentum1": "sums"},
+    "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+}
+"""What ours keep, and what torch calls it."""
+Sharding = Mapping[str, Any]
+ROW_WISE: Sharding = {}
+MIXED: Sharding = {"users": "table_wise", "tags": "table_wise", "places": "table_wise"}
+"""Of both collections: one stack of both kinds, and two of a table that lies whole."""
+
+
+def placements(world_size: int) -> st.SearchStrategy[Any]:
+    """By rows, whole, or whole on a rank."""
+    ranks = st.integers(0, world_size - 1)
+    chosen = st.builds(Placement, sharding=st.just("table_wise"), rank=ranks)
+    return st.one_of(st.sampled_from(["row_wise", "table_wise"]), chosen)
+
+
+def part(sharding: Sharding, tables: list[Table]) -> Sharding:
+    """What it says of these tables."""
+    return {table.name: sharding[table.name] for table in tables if table.name in sharding}
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,24 @@ def samples(rank: int, num_steps: int, *, overlap: float, dtype: torch.dtype, se
     return [sample(rng, size, overlap=overlap, step=step, dtype=dtype) for step, size in enumerate(sizes)]
 
 
+def dealt(batches: list[list[Sample]], rank: int, world_size: int) -> list[Sample]:
+    """What a rank of another number of them is given of the batches of all ranks: every row once, to somebody."""
+    out: list[Sample] = []
+    for step in zip(*batches, strict=True):
+        nothing = sample(torch.Generator(), 0, overlap=1.0, step=0, dtype=step[0].labels.dtype)
+        given = [nothing, *step[rank::world_size]]
+        sparse, later = merged([one.sparse for one in given]), merged([one.later["later"] for one in given])
+        out.append(Sample(sparse, {"later": later}, torch.cat([one.labels for one in given])))
+    return out
+
+
+def merged(parts: list[KeyedJagged]) -> KeyedJagged:
+    """One batch of all their rows."""
+    keys = parts[0].keys()
+    found = [part[key] for key in keys for part in parts]
+    return KeyedJagged(keys, torch.cat([values for values, _ in found]), torch.cat([lengths for _, lengths in found]))
+
+
 class Dense(nn.Module):
     """What follows the embeddings."""
 
@@ -95,13 +140,19 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Model(nn.Module):
-    """`later` stands first, and is used last."""
+    """`later` stands first, and is used last. Its loss is a sum over rows, of which ranks take the mean; so that other
+    numbers of ranks train alike, `scale` may make up for that."""
 
-    def __init__(self, rank: Rank | None, optimizer: RowOptimizer, dtype: torch.dtype) -> None:
+    scale = 1.0
+
+    def __init__(self, rank: Rank, optimizer: RowOptimizer, dtype: torch.dtype, sharding: Sharding) -> None:
         super().__init__()
-        transport: Any = None if rank is None else rank.transport
-        self.later = OverlappedEmbeddingBagCollection(LATER, optimizer, transport=transport, dtype=dtype)
-        self.bags = OverlappedEmbeddingBagCollection(TABLES, optimizer, transport=transport, dtype=dtype)
+        self.later, self.bags = (
+            OverlappedEmbeddingBagCollection(
+                tables, optimizer, sharding=part(sharding, tables), transport=rank.transport, dtype=dtype
+            )
+            for tables in (LATER, TABLES)
+        )
         self.dense = Dense(dtype)
         whole = whole_tables(dtype)
         for one, tables in ((self.bags, TABLES), (self.later, LATER)):
@@ -111,7 +162,7 @@ class Model(nn.Module):
     def forward(self, batch: Sample) -> tuple[Tensor, Tensor]:
         pooled = self.bags.pooled(batch.sparse)
         loss = loss_of(self.dense(pooled, self.later.pooled(batch.later["later"])), batch.labels)
-        return loss, loss.detach()
+        return loss * self.scale, loss.detach()
 
 
 class MeanSGD(torch.optim.SGD):
@@ -142,19 +193,18 @@ def state_of(model: Model) -> dict[str, Tensor]:
     out = {f"dense.{name}": value.detach().clone() for name, value in model.dense.named_parameters()}
     for name, one in (("bags", model.bags), ("later", model.later)):
         one.settle()
-        for number, shard in enumerate(one.shards):
-            for table, weights in zip(shard.stack.tables, shard.parts(shard.weights), strict=True):
-                out[f"{name}.{table.name}"] = weights.clone()
-            for key, values in shard.state.items():
-                out[f"{name}.{number}.{key}"] = values.clone()
+        for shard in one.shards:
+            for key, values in {"weight": shard.weights, **shard.state}.items():
+                for table, owned in zip(shard.stack.tables, shard.parts(values), strict=True):
+                    out[f"{name}.{table.name}.{key}"] = owned.clone()
     return out
 
 
 def train(
-    rank: Rank, batches: list[Sample], optimizer: RowOptimizer, *, overlap: bool, dtype: torch.dtype
+    rank: Rank, batches: list[Sample], optimizer: RowOptimizer, *, overlap: bool, dtype: torch.dtype, sharding: Sharding
 ) -> tuple[list[float], dict[str, Tensor], list[str]]:
     """Losses, the state at the end, and the order of first use."""
-    model = Model(rank, optimizer, dtype)
+    model = Model(rank, optimizer, dtype, sharding)
     pipeline = OverlappedTrainPipeline(model, MeanSGD(model.dense.parameters(), rank), overlap=overlap)
     losses: list[float] = []
     iterator: Iterator[Sample] = iter(batches)
@@ -174,12 +224,14 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 
     def __init__(self, parameters: Any, lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight]["sums"] = weight.new_zeros(len(weight), 1)
 
     def step(self, closure: Any = None) -> None:
         with torch.no_grad():
             for group in self.param_groups:
                 for weight in group["params"]:
-                    sums = self.state[weight].setdefault("sums", weight.new_zeros(len(weight), 1))
+                    sums = self.state[weight]["sums"]
                     sums += weight.grad.square().mean(dim=1, keepdim=True)
                     weight -= group["lr"] * weight.grad / (sums.sqrt() + 1e-10)
 
@@ -187,7 +239,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 def alone(
     all_batches: list[list[Sample]], name: str, dtype: torch.dtype
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
-    """The same training without ranks: `nn.EmbeddingBag` and torch's optimizers. Losses by rank and step; weights."""
+    """The same training without ranks: `nn.EmbeddingBag` and torch's optimizers. Losses by rank and step; the state."""
     is_sparse = name == "adam"
     bags = {
         table.name: nn.EmbeddingBag(
@@ -229,4 +281,9 @@ def alone(
         total.backward()
         sparse.step()
         dense_optimizer.step()
-    return losses, {name: bag.weight.detach() for name, bag in bags.items()}
+    state = {f"{name}.weight": bag.weight.detach() for name, bag in bags.items()}
+    for table_name, bag in bags.items():
+        for ours, theirs in STATE_KEYS[name].items():
+            kept = sparse.state[bag.weight].get(theirs, torch.zeros_like(bag.weight))  # Adam's comes with a gradient
+            state[f"{table_name}.{ours}"] = kept.squeeze(1) if name == "row_wise" else kept
+    return losses, state
