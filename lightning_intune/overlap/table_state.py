@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as RowWise
@@ -69,12 +70,11 @@ class TableState:
             yield table, parts[stack][place]
 
     def _whole(self, table: int, local: Tensor) -> Tensor:
-        world_size = self._shards[0].stack.world_size
-        if world_size == 1:
+        if self._shards[0].stack.world_size == 1:
             return local
         owner = self._tables.tables[table].rank
         if owner not in self._meshes:
-            self._meshes[owner] = _mesh(owner, world_size)
+            self._meshes[owner] = _mesh(owner)
         placements = [RowWise(0) if owner is None else Replicate()]
         shape = torch.Size([self._tables.tables[table].num_embeddings, *local.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
@@ -102,10 +102,11 @@ class TableState:
             local.copy_(values)
 
 
-def _mesh(owner: int | None, world_size: int) -> DeviceMesh:
-    """All ranks, or the owner alone."""
+def _mesh(owner: int | None) -> DeviceMesh:
+    """All ranks, or the owner alone. It makes no group: all ranks must do that, in one order, and one alone may ask."""
     if owner is None:
-        return DeviceMesh("cpu", torch.arange(world_size))  # of the default group, so none is made
-    # A mesh of some ranks makes a group, by a collective, and a state dict may be asked for by one rank. One rank needs
-    # no group to tell itself anything; torch makes the meshes that it slices out of others in this way.
+        everyone = dist.group.WORLD
+        assert everyone is not None, "there are several ranks"
+        return DeviceMesh.from_group(everyone, "cpu")
+    # One rank needs no group to tell itself anything. So torch makes the meshes that it slices out of others.
     return DeviceMesh("cpu", [owner], _init_backend=False)

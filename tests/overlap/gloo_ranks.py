@@ -73,6 +73,8 @@ def train(rank: int, folder: Path) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, overlap in (("ours", True), ("waiting", False)):
         model = model_of("adam", 60.0)
+        if rank == 0:
+            saved(model)  # makes no group either: those made from here on would have other numbers on other ranks
         pipeline = pipeline_of(model, overlap=overlap)
         iterator = iter(batches)
         losses = [float(pipeline.progress(iterator)) for _ in range(5)]
@@ -83,6 +85,7 @@ def train(rank: int, folder: Path) -> dict[str, Any]:
         losses += steps(pipeline, iterator)  # pyright: ignore[reportArgumentType] - an iterator is iterable
         out[name] = [losses, lists(model)]
         pipeline.shutdown()
+    out["full"] = {key: list(value.full_tensor().shape) for key, value in model.bags.state_dict().items()}
     out["resumed"] = resumed(batches[5:], folder, MIXED)
     try:
         model_of("adam", 60.0).load_state_dict(model_of("adam", 60.0, OTHERWISE).state_dict())

@@ -19,6 +19,7 @@ from lightning_intune.overlap import (
     OverlappedEmbeddingBagCollection,
     OverlappedEmbeddingCollection,
     OverlappedTrainPipeline,
+    Placement,
     Table,
 )
 from lightning_intune.overlap.placement import placed
@@ -26,6 +27,7 @@ from tests.overlap.ranks import Rank, on_ranks
 from tests.overlap.training import Sharding, placements
 
 pytest.importorskip("torchrec.modules.embedding_modules", exc_type=ImportError)
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
 from torchrec.distributed.types import ParameterSharding
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -240,18 +242,31 @@ def test_whole_tables_go_biggest_first_to_the_rank_that_holds_least() -> None:
     assert [one.rank for one in placed([tables[1], wide, tables[0]], 2)] == [1, 0, 1]
 
 
-def test_what_is_said_by_name_goes_before_what_a_table_says_in_torchrecs_words_too() -> None:
+def test_what_is_said_by_name_goes_before_what_a_table_says() -> None:
     tables = [
         described("a", 5, sharding="table_wise", rank=0),
         described("b", 5),
         described("c", 5, sharding="table_wise", rank=1),
     ]
-    plan = {
-        "a": ParameterSharding(sharding_type="row_wise", compute_kernel="fused", ranks=[0, 1]),
-        "b": ParameterSharding(sharding_type="table_wise", compute_kernel="fused", ranks=[1]),
-    }
-    assert [one.rank for one in placed(tables, 2, plan)] == [None, 1, 1]
     assert [one.rank for one in placed(tables, 2, {"b": "table_wise", "c": "row_wise"})] == [0, 1, None]
+    named = {"a": "table_wise", "b": Placement(sharding="table_wise", rank=0)}
+    assert [one.rank for one in placed(tables, 3, named)] == [2, 0, 1]
+
+
+def test_a_plan_of_torchrec_places_the_tables() -> None:
+    plan = construct_module_sharding_plan(
+        EmbeddingBagCollection(tables=BAGS),
+        {"wide": row_wise(), "mean": table_wise(rank=1), "second": table_wise(rank=0)},
+        local_size=2,
+        world_size=2,
+        device_type="cpu",
+    )
+
+    def work(rank: Rank) -> list[int | None]:
+        bags = OverlappedEmbeddingBagCollection(BAGS, SGD(lr=1.0), sharding=plan, transport=rank.transport)
+        return [one.rank for one in bags.tables.tables]
+
+    assert on_ranks(2, work) == [[None, 1, 0]] * 2
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,14 @@ def double(values: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.timeout(200)
+def test_a_whole_tables_full_tensor_is_its_owners_alone(told: dict[str, Any]) -> None:
+    shapes = {"items": [[41, 4], [41, 4]], "users": [[0], [30, 4]], "tags": [[3, 2], [0]]}
+    for name, by_rank in shapes.items():
+        key = f"embedding_bags.{name}.weight"
+        assert [told[f"train/{rank}"]["full"][key] for rank in range(2)] == by_rank
+
+
+@pytest.mark.timeout(200)
 def test_a_state_placed_otherwise_is_refused_without_torchs_checkpoint(told: dict[str, Any]) -> None:
     for rank in range(2):
         assert "lies otherwise on the ranks. Load it with torch.distributed" in told[f"train/{rank}"]["refused"]

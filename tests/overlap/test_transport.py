@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from lightning_intune.errors import ConfigError
 from lightning_intune.overlap import SGD, Adam, GlooTransport, Link, Table, make_transport
 from lightning_intune.overlap.parcels import swap
 from lightning_intune.overlap.placement import placed
+from lightning_intune.overlap.request import request
 from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.stack import Stack
 from tests.overlap.ranks import Rank, on_ranks
@@ -110,6 +112,25 @@ def test_every_row_has_one_owner_and_one_place(num_rows: list[int], world_size: 
     wrong = data.draw(st.sampled_from([-1, num_rows[0]]))
     with pytest.raises(IndexError, match=f"id {wrong} is outside"):
         stack.addresses(0, torch.tensor([0, wrong]))
+
+
+@pytest.mark.parametrize(
+    ("num_tables", "by_frequency", "cut", "whole"),
+    [(8, True, 3.5, 1.0), (8, False, 1.0, 1.0), (1, True, 3.5, 4.0), (1, False, 1.0, 4.0)],
+)
+def test_blocks_of_ids_numbered_by_frequency_load_one_rank_and_a_whole_table_its_owner(
+    num_tables: int, by_frequency: bool, cut: float, whole: float
+) -> None:
+    rng = np.random.default_rng(0)
+    zipf = [np.minimum(rng.zipf(1.2, 20_000), 10**6) - 1 for _ in range(num_tables)]
+    ids = zipf if by_frequency else [rng.permutation(10**6)[one] for one in zipf]
+    for sharding, expected in (("row_wise", cut), ("table_wise", whole)):
+        tables = [
+            Table(name=str(n), num_embeddings=10**6, embedding_dim=1, feature_names=("a",), sharding=sharding)
+            for n in range(num_tables)
+        ]
+        made = request(Stack(placed(tables, 4), 4), [(n, torch.from_numpy(one)) for n, one in enumerate(ids)])
+        assert max(made.counts) / (len(made) / 4) == pytest.approx(expected, rel=0.05)
 
 
 @given(rows=st.lists(st.integers(0, 5), max_size=30))
