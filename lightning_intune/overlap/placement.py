@@ -71,10 +71,12 @@ def block_rows(table: Table, world_size: int) -> int:
 
 def _chosen(tables: Sequence[Table], world_size: int) -> tuple[Table, ...]:
     """Entries are counted: the tables of a collection have one dtype, so bytes are in proportion."""
-    free = [place for place, one in enumerate(tables) if one.sharding == "table_wise" and one.rank is None]
     loads = torch.zeros(world_size, dtype=torch.int64)
+    free: list[int] = []
     for place, table in enumerate(tables):
-        if place not in free:
+        if table.sharding == "table_wise" and table.rank is None:
+            free.append(place)
+        else:
             loads += cut(table, world_size)[1] * table.embedding_dim
     out = list(tables)
     for place in sorted(free, key=lambda place: -_size(tables[place])):
