@@ -40,8 +40,6 @@ class GuardSettings:
     """Moves taken back since the last shift after which it rests at the best known widths."""
     patience: int = 9
     """Turns since the last shift after which it does so in any case."""
-    late: float = 2.0
-    """Times as much the model must foretell from then on to end the rest: it has had its say, and is partial."""
     fewer_soon: tuple[int, int] = (3, 8)
     """Of the first turns, those in which a crowded pipeline may have its trial with fewer workers."""
     fewer_use: float = 0.85
@@ -134,17 +132,15 @@ class Guard:
         held = (reading.width == situation.last_widths).all(1)
         at_best = (reading.width == situation.best_widths).all(1)
         self.quiet_turns = np.where(situation.has_shifted | ~(held & at_best), 0.0, self.quiet_turns + 1.0)
-        settings = self.settings
-        is_late = situation.turns >= settings.patience
         # A gain that the model is sure of ends the rest.
         sure = np.maximum(0.05, 2.0 * reading.noise / np.sqrt(np.maximum(situation.visits, 1.0)))
-        sure = np.where(is_late, settings.late * sure, sure)
         promising = situation.predicted_proposal > situation.rate * (1.0 + sure)
         if is_sure is not None:  # so does one that the policy is sure of, be it that it stays where it is
             promising |= is_sure & (why <= int(Why.HELD))
+        settings = self.settings
         self.num_reverts = np.where(situation.has_shifted, 0.0, self.num_reverts + (why == int(Why.REVERTED)))
         # Who goes on trying among settings that noise cannot tell apart ends on a random one of them.
-        tired = (self.num_reverts >= settings.most_reverts) | is_late
+        tired = (self.num_reverts >= settings.most_reverts) | (situation.turns >= settings.patience)
         rests = ((self.quiet_turns >= settings.rest_after) | tired) & ~promising
         wanted = np.where(rests[:, None], situation.best_widths, wanted)
         return wanted, np.where(rests, int(Why.RESTING), why)
