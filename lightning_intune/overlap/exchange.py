@@ -9,11 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_intune.overlap.parcels import counts_where, swap
+from lightning_intune.overlap.parcels import swap
 from lightning_intune.overlap.request import Request
 from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.transport import Transport
-from lightning_intune.overlap.turn import Marks, Turn, collide
+from lightning_intune.overlap.turn import Part, Turn, collide, divided, whole
 
 
 class Status(IntEnum):
@@ -69,7 +69,7 @@ class Exchange:
                 shard.last_reader.index_fill_(0, asked, turn.number)
             return
         if self._waits:
-            turn.late, before.urgent = _everything(turn), _everything(before)
+            turn.late, before.urgent = whole(turn), whole(before)
             return
         are_late, are_urgent = collide(before, turn, self.shards)
         own = [[made.counts for made in one.requests] for one in (turn, before)]
@@ -81,81 +81,58 @@ class Exchange:
         )
         wanted = [mark.bool() for mark in told]
         num_stacks = len(self.shards)
-        turn.late = Marks(wanted=wanted[:num_stacks], asked=are_late)
-        before.urgent = Marks(wanted=wanted[num_stacks:], asked=are_urgent)
+        turn.late, turn.early = divided(turn, wanted[:num_stacks], are_late)
+        before.urgent, before.rest = divided(before, wanted[num_stacks:], are_urgent)
 
     def fetch_early(self, turn: Turn) -> None:
         """The rows that no batch under way updates."""
         if turn.late is None:
-            turn.rows = self._fetch(turn, None)
-        elif not self._waits:
-            rest = _others(turn.late)
+            turn.rows = self._fetch(whole(turn))
+        elif turn.early is not None:
             turn.rows = [
-                rows.new_empty(len(made), shard.stack.dim).index_copy_(0, mark.nonzero().squeeze(1), rows)
-                for rows, made, shard, mark in zip(
-                    self._fetch(turn, rest), turn.requests, self.shards, rest.wanted, strict=True
-                )
+                shard.weights.new_empty(len(made), shard.stack.dim)
+                for made, shard in zip(turn.requests, self.shards, strict=True)
             ]
+            self._fetch_into(turn, turn.early)
 
     def fetch_late(self, turn: Turn) -> None:
         """The others, once the updates that they waited for are made."""
-        if turn.late is None:
-            return
-        if self._waits:
-            turn.rows = self._fetch(turn, None)
-            return
-        for rows, late, mark in zip(turn.rows, self._fetch(turn, turn.late), turn.late.wanted, strict=True):
-            rows.index_copy_(0, mark.nonzero().squeeze(1), late)
+        if turn.late is not None:
+            self._fetch_into(turn, turn.late)
 
     def give_urgent(self, turn: Turn, grads: Sequence[Tensor], *, lr: float, step: int) -> None:
         """Update the rows that the batch behind reads."""
         if turn.urgent is not None:
-            self._give(turn, grads, None if self._waits else turn.urgent, lr=lr, step=step)
+            self._give(turn.urgent, grads, lr=lr, step=step)
 
     def give_rest(self, turn: Turn, grads: Sequence[Tensor], *, lr: float, step: int) -> None:
         """Update the others."""
         if turn.urgent is None:
-            self._give(turn, grads, None, lr=lr, step=step)
-        elif not self._waits:
-            self._give(turn, grads, _others(turn.urgent), lr=lr, step=step)
+            self._give(whole(turn), grads, lr=lr, step=step)
+        elif turn.rest is not None:
+            self._give(turn.rest, grads, lr=lr, step=step)
 
-    def _fetch(self, turn: Turn, chosen: Marks | None) -> list[Tensor]:
-        asked, wanted = self._chosen(turn, chosen)
-        read = [shard.read(places) for shard, (places, _) in zip(self.shards, asked, strict=True)]
-        return swap(self.transport, read, [counts for _, counts in asked], wanted)
+    def _fetch(self, part: Part) -> list[Tensor]:
+        read = [shard.read(places) for shard, places in zip(self.shards, part.asked, strict=True)]
+        return swap(self.transport, read, part.asked_counts, part.wanted_counts)
 
-    def _give(self, turn: Turn, grads: Sequence[Tensor], chosen: Marks | None, *, lr: float, step: int) -> None:
-        asked, wanted = self._chosen(turn, chosen)
+    def _fetch_into(self, turn: Turn, part: Part) -> None:
+        fetched = self._fetch(part)
+        if part.wanted is None:
+            turn.rows = fetched
+            return
+        for rows, numbers, some in zip(turn.rows, part.wanted, fetched, strict=True):
+            rows.index_copy_(0, numbers, some)
+
+    def _give(self, part: Part, grads: Sequence[Tensor], *, lr: float, step: int) -> None:
         sent = list(grads)
-        if chosen is not None:
-            sent = [grad[mark] for grad, mark in zip(grads, chosen.wanted, strict=True)]
-        received = swap(self.transport, sent, wanted, [counts for _, counts in asked])
-        for shard, (places, _), got in zip(self.shards, asked, received, strict=True):
-            # The mean over ranks, as DDP's and TorchRec's.
-            mean = got if self.transport.world_size == 1 else got / self.transport.world_size
-            shard.update(places, mean, lr=lr, step=step)
-
-    def _chosen(self, turn: Turn, chosen: Marks | None) -> tuple[list[tuple[Tensor, list[int]]], list[list[int]]]:
-        """By stack: places asked for and their counts by rank; and counts by rank of what is wanted. None: all."""
-        counts = [made.counts for made in turn.requests]
-        if chosen is None:
-            return list(zip(turn.asked, turn.asked_counts, strict=True)), counts
-        asked = [
-            (places[mark], counts_where(mark, by_rank))
-            for places, mark, by_rank in zip(turn.asked, chosen.asked, turn.asked_counts, strict=True)
-        ]
-        return asked, [counts_where(mark, by_rank) for mark, by_rank in zip(chosen.wanted, counts, strict=True)]
-
-
-def _others(marks: Marks) -> Marks:
-    return Marks(wanted=[~mark for mark in marks.wanted], asked=[~mark for mark in marks.asked])
-
-
-def _everything(turn: Turn) -> Marks:
-    return Marks(
-        wanted=[torch.ones(len(made), dtype=torch.bool) for made in turn.requests],
-        asked=[torch.ones(len(asked), dtype=torch.bool) for asked in turn.asked],
-    )
+        if part.wanted is not None:
+            sent = [grad.index_select(0, numbers) for grad, numbers in zip(grads, part.wanted, strict=True)]
+        received = swap(self.transport, sent, part.wanted_counts, part.asked_counts)
+        for shard, places, got in zip(self.shards, part.asked, received, strict=True):
+            if self.transport.world_size > 1:  # alone it is the trainer's own tensor
+                got.div_(self.transport.world_size)  # the mean over ranks, as DDP's and TorchRec's
+            shard.update(places, got, lr=lr, step=step)
 
 
 def _check(statuses: Sequence[int]) -> None:

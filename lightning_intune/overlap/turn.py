@@ -8,19 +8,24 @@ from typing import final
 
 from torch import Tensor
 
+from lightning_intune.overlap.parcels import counts_where
 from lightning_intune.overlap.request import Request
 from lightning_intune.overlap.shard import Shard
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Marks:
-    """Some of the rows of a turn, by stack: True where a row belongs to them."""
+class Part:
+    """Some of the rows of a turn, by stack. Made behind the compute, so that no step waits for its being counted."""
 
-    wanted: list[Tensor]
-    """Over the rows this rank asks for, in the order of its request."""
+    wanted: list[Tensor] | None
+    """[k] int64, which of the rows that this rank asks for, by their number in its request; None: all."""
+    wanted_counts: list[list[int]]
+    """How many of them each rank owns."""
     asked: list[Tensor]
-    """Over the rows others ask this rank for, in the order of `Turn.asked`."""
+    """[k] int64, the places of those that others ask this rank for, rank by rank."""
+    asked_counts: list[list[int]]
+    """How many of them each rank asks for."""
 
 
 @final
@@ -35,12 +40,50 @@ class Turn:
     """By stack, the places [m] int64 of this rank's rows that are asked for, rank by rank; a row may repeat."""
     asked_counts: list[list[int]]
     """By stack, how many of them each rank asks for."""
-    late: Marks | None = None
+    late: Part | None = None
     """Rows that the batch before updates: to be read behind that. None where there is no batch before."""
-    urgent: Marks | None = None
+    early: Part | None = None
+    """The others. None where there are none, all being late."""
+    urgent: Part | None = None
     """Rows that the batch behind reads: their gradients go first. None where there is no batch behind."""
+    rest: Part | None = None
+    """The others. None where there are none, all being urgent."""
     rows: list[Tensor] = field(default_factory=list[Tensor])
     """By stack [n, dim], in the request's order."""
+
+
+def whole(turn: Turn) -> Part:
+    """All of its rows."""
+    wanted = [made.counts for made in turn.requests]
+    return Part(wanted=None, wanted_counts=wanted, asked=turn.asked, asked_counts=turn.asked_counts)
+
+
+def divided(turn: Turn, wanted: Sequence[Tensor], asked: Sequence[Tensor]) -> tuple[Part, Part]:
+    """By stack, masks over the rows this rank asks for and over `turn.asked`: the rows where they are True; the others.
+
+    >>> import torch
+    >>> from lightning_intune.overlap.request import Request
+    >>> made = Request(places=torch.tensor([4, 5, 4]), counts=[2, 1], inverse=torch.tensor([0]))
+    >>> turn = Turn(number=1, requests=[made], asked=[torch.tensor([7, 9])], asked_counts=[[1, 1]])
+    >>> some, others = divided(turn, [torch.tensor([True, False, True])], [torch.tensor([False, True])])
+    >>> some.wanted, some.wanted_counts, some.asked, some.asked_counts
+    ([tensor([0, 2])], [[1, 1]], [tensor([9])], [[0, 1]])
+    >>> others.wanted, others.wanted_counts, others.asked, others.asked_counts
+    ([tensor([1])], [[1, 0]], [tensor([7])], [[1, 0]])
+    """
+    some = _part(turn, wanted, asked)
+    return some, _part(turn, [~mask for mask in wanted], [~mask for mask in asked])
+
+
+def _part(turn: Turn, wanted: Sequence[Tensor], asked: Sequence[Tensor]) -> Part:
+    return Part(
+        wanted=[mask.nonzero().squeeze(1) for mask in wanted],
+        wanted_counts=[counts_where(mask, made.counts) for mask, made in zip(wanted, turn.requests, strict=True)],
+        asked=[
+            places.index_select(0, mask.nonzero().squeeze(1)) for places, mask in zip(turn.asked, asked, strict=True)
+        ],
+        asked_counts=[counts_where(mask, counts) for mask, counts in zip(asked, turn.asked_counts, strict=True)],
+    )
 
 
 def collide(before: Turn, turn: Turn, shards: Sequence[Shard]) -> tuple[list[Tensor], list[Tensor]]:
