@@ -1,27 +1,57 @@
-"""How much of the embedding exchange training waits for, with it behind the compute and without.
+"""How much of the embedding exchange training waits for: TorchRec's own synchronous pipeline beside ours.
 
-The link is SHAPED: gloo over one machine's loopback is slowed down to `link`, by sleeping, which takes no CPU. `sync`
-is the same pipeline with `overlap=False`: ids go ahead, as in TorchRec's TrainPipelineSparseDist, and all rows and
-gradients are waited for. It is not TorchRec's own code, which sends pooled bags, not rows. `exposed_share` and
-`ratio_exposed` are those of 10 % collisions; `measured` has the others. Compute is a perceptron on the CPU, which the
-exchange competes with: beside a GPU it would not. `slower_unshaped` is without a shaped link and with little compute.
-Ranks share the cores where there are fewer of them. `predicted` beyond 4 ranks is a model's word, for the workload
-named there, and was measured nowhere. `--quick` takes fewer steps and pairs.
+Three ways train the same model on the same batches from the same weights, with row-wise Adagrad on the rows, SGD on the
+dense part, whose gradients no way averages over the ranks. `sync` is TorchRec's sharded collection (row-wise) under its
+`TrainPipelineSparseDist`; `waiting` our pipeline with `overlap=False`; `ours` our pipeline. The losses of all steps are
+compared: bit for bit between our two, to 1e-5 with TorchRec's (`max_loss_difference`).
+
+The link is SHAPED: gloo over one machine's loopback is slowed down to `link`, by sleeping, which takes no CPU. A
+message ends no earlier than the delay and the bytes that a rank sends, or gets, let it. Ours has one under way at a
+time. TorchRec's (reduce-scatters, all-gathers, all-to-alls) are shaped in `torch.distributed`, each counted from when
+it was sent and as if alone on the link, so that what TorchRec overlaps stays overlapped.
+
+Exposed is, of `sync`, what the trainer thread spends in the waits for rows (or pooled bags), forward, and their
+gradients, backward; not its waits for ids, which TorchRec hides as well (`ids_ms_sync` says how long they were). Of
+`waiting` and `ours`, all that the trainer thread waits in the forward pass for its rows to be complete, for which
+reason soever: ids, gradients and rows, their reading and updating by the exchange thread. Both include waiting for a
+slower rank. TorchRec's trainer reads, pools and updates rows itself: that is no wait, and is in `step_ms_sync`.
+
+No id stands twice in a rank's batch: TorchRec's deduplication of ids has no CPU kernel, and ours should gain nothing
+by that. `exposed_share`, `ratio_exposed` and `predicted_vs_measured` are of `sequence-10`: an `EmbeddingCollection`
+with 24 ids a sample, of which 10 % collide. `cases` has the others: more and less collisions, one-hot features and
+bags of 24 ids (pooled: TorchRec sends a bag's sum where ours sends its rows), `uncovered` with too little compute to
+hide behind, and `unshaped`: no shaped link, so nothing to hide, with the same compute, and `unshaped_bare` with hardly
+any. `is_covered` says whether `compute_ms` is longer than `link_ms`, what the link needs for all that does not
+collide. Compute is a perceptron on the CPUs, which exchange and other ranks compete for; beside a GPU they would not.
+Ranks share the cores where there are fewer of them.
+
+The trace is of 2 ranks. `predicted` beyond 4 ranks is a model's word, for the workload named there, and was measured
+nowhere. `--quick` takes fewer steps, repeats and cases, and draws nothing into `benchmarks/results`.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from benchmarks.overlap_parts.measured import HEADLINE, measured
+from benchmarks.overlap_parts.contestants import WAYS
+from benchmarks.overlap_parts.measured import HEADLINE, UNSHAPED, UNSHAPED_BARE, measured
 from benchmarks.overlap_parts.planning import planning
-from benchmarks.overlap_parts.rank import LINK
+from benchmarks.overlap_parts.plot import draw, save_trace
+from benchmarks.overlap_parts.trace import traced
+from benchmarks.overlap_parts.workload import CASES, DEPTH, LINK
 from benchmarks.result import main
 from lightning_intune.overlap import Link
 from lightning_intune.overlap.schedule import Workload, predict
 
 RANKS = (2, 4)
+PREDICTED = (2, 4, 16, 64, 256, 1024)
+QUICK = {2: [HEADLINE, "one_hot-10", "bags-10", "uncovered-10", UNSHAPED, UNSHAPED_BARE], 4: [HEADLINE, UNSHAPED_BARE]}
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, QUICK_RESULTS = ROOT / "benchmarks" / "results", ROOT / "runs"
+IN_DOCS = ROOT / "docs" / "images" / "overlap_trace.png"
 WORKLOAD = Workload(
     compute_s=0.05, compute_sigma=0.02, num_rows=50_000, row_bytes=512, collision_share=0.1, owner_skew=1.2
 )
@@ -30,40 +60,70 @@ CLUSTER = Link(delay_s=2e-5, bytes_per_s=5e9)
 
 def measure(quick: bool) -> dict[str, Any]:
     """All keys of `overlap`."""
-    steps, repeats = (6, 1) if quick else (40, 5)
-    figures: dict[str, Any] = {"runs": repeats, "link": f"SHAPED: {LINK}"} | planning(9 if quick else 99)
-    figures["measured"] = {str(ranks): measured(ranks, steps, repeats) for ranks in RANKS}
-    rows = {ranks: found["by_collisions"][HEADLINE] for ranks, found in figures["measured"].items()}
-    figures["exposed_share"] = {
-        ranks: {way: row[f"exposed_share_{way}"] for way in ("sync", "ours")} for ranks, row in rows.items()
+    steps, repeats = (4, 1) if quick else (12, 5)
+    figures: dict[str, Any] = {"runs": repeats, "link": f"SHAPED: {LINK}", "depth": DEPTH} | planning(
+        9 if quick else 99
+    )
+    figures["measured"] = {
+        str(ranks): measured(ranks, steps, repeats, QUICK[ranks] if quick else list(CASES)) for ranks in RANKS
     }
-    figures["ratio_exposed"] = {ranks: row["ratio_exposed"] for ranks, row in rows.items()}
+    rows = {ranks: found["cases"][HEADLINE] for ranks, found in figures["measured"].items()}
+    figures["exposed_share"] = {
+        ranks: {way: row[f"exposed_share_{way}"] for way in WAYS} for ranks, row in rows.items()
+    }
+    for key in ("ratio_exposed", "ratio_exposed_to_waiting"):
+        figures[key] = {ranks: row[key] for ranks, row in rows.items()}
+        figures[f"{key}_spread"] = {ranks: row[f"{key}_spread"] for ranks, row in rows.items()}
     figures["predicted_vs_measured"] = {ranks: row["predicted"] for ranks, row in rows.items()}
     figures["predicted"] = {"workload": asdict(WORKLOAD), "link": asdict(CLUSTER)} | {
         str(ranks): {
             way: predict(WORKLOAD, CLUSTER, ranks, overlap=way == "ours").exposed_share for way in ("sync", "ours")
         }
-        for ranks in (2, 4, 16, 64, 256, 1024)
+        for ranks in PREDICTED
     }
-    return figures
+    return figures | _traced(QUICK_RESULTS if quick else RESULTS)
+
+
+def _traced(folder: Path) -> dict[str, str]:
+    """Where picture and trace are, or why not; a full run's picture is the documentation's too."""
+    found = traced()
+    trace, picture = folder / "traces" / "overlap.json", folder / "overlap_trace.png"
+    told = draw(found, picture, f"Case {HEADLINE}, {_link()}")
+    if folder == RESULTS and picture.is_file():
+        shutil.copyfile(picture, IN_DOCS)
+    return {"trace": _inside(save_trace(found, trace)), "plot": _inside(told)}
+
+
+def _link() -> str:
+    return f"link SHAPED to {1e3 * LINK.delay_s:g} ms delay and {LINK.bytes_per_s / 1e6:g} MB/s"
+
+
+def _inside(told: str) -> str:
+    """Paths without the machine's."""
+    return told.replace(f"{ROOT}/", "")
 
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [f"link {figures['link']}; planning {figures['plan_ms']:.2f} ms for {figures['plan_ids']} ids"]
+    lines.append(f"{'':>24} {'waits, ms of a step of ms':^50}   ours over TorchRec")
+    lines.append(
+        f"{'ranks':>5} {'case':>18} {'TorchRec':>16} {'overlap=False':>16} {'ours':>16}   TorchRec: waits, step"
+    )
     for ranks, found in figures["measured"].items():
-        for share, row in found["by_collisions"].items():
-            line = (
-                f"{ranks} ranks on {found['cores']} cores, {share:>3} % collide: waits {row['exposed_ms_sync']:.1f} -> "
-                f"{row['exposed_ms_ours']:.1f} ms of {row['step_ms_sync']:.1f} -> {row['step_ms_ours']:.1f} ms "
-                f"(ratio {row['ratio_exposed']:.2f}); predicted/measured {row['predicted']['sync']:.2f}, "
-                f"{row['predicted']['ours']:.2f}"
+        for name, row in found["cases"].items():
+            waits = [f"{row[f'exposed_ms_{way}']:.1f} of {row[f'step_ms_{way}']:.0f}" for way in WAYS]
+            told = "" if "link_ms" not in row else f"; compute {row['compute_ms']:.0f}, link {row['link_ms']:.0f} ms"
+            lines.append(
+                f"{ranks:>5} {name:>18} {waits[0]:>16} {waits[1]:>16} {waits[2]:>16}   "
+                f"{row['ratio_exposed']:.2f}, {row['step_ratio']:.2f}{told}"
             )
-            lines.append(line)
-        lines.append(f"{ranks} ranks, link not shaped: a step takes {found['slower_unshaped']:.3f} of sync's time")
-    for ranks in (2, 4, 16, 64, 256, 1024):
+        shares = ", ".join(f"{way} {share:.2f}" for way, share in figures["predicted_vs_measured"][ranks].items())
+        lines.append(f"{ranks:>5} ranks on {found['cores']} cores; {HEADLINE}: predicted over measured {shares}")
+    for ranks in PREDICTED:
         row = figures["predicted"][str(ranks)]
         lines.append(f"modelled, {ranks:>4} ranks: exposed {row['sync']:.1%} -> {row['ours']:.1%}")
+    lines.append(f"trace: {figures['trace']}; plot: {figures['plot']}")
     return "\n".join(lines)
 
 
