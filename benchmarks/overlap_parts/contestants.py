@@ -14,9 +14,9 @@ from benchmarks.overlap_parts.workload import DIM, EPS, LR, NUM_EMBEDDINGS, Case
 from lightning_intune.overlap import (
     Adagrad,
     GlooTransport,
-    OverlappedTrainPipeline,
     OverlappedEmbeddingBagCollection,
     OverlappedEmbeddingCollection,
+    OverlappedTrainPipeline,
     Table,
 )
 from lightning_intune.overlap.transport import Transport

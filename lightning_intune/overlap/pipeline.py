@@ -20,7 +20,7 @@ from lightning_intune.overlap.exchange import Status
 from lightning_intune.overlap.inputs import Input, observe
 from lightning_intune.overlap.lane import Answer, Lane, Update
 from lightning_intune.overlap.lookup import Lookup
-from lightning_intune.overlap.transport import Transport
+from lightning_intune.overlap.transport import Transport, start
 from lightning_intune.overlap.worker import Worker
 
 In = TypeVar("In")
@@ -81,7 +81,7 @@ class OverlappedTrainPipeline(Generic[In]):
         if torch.device(device).type != "cpu":
             raise ConfigError(f"overlap: device={device} can hold no tables yet; they are on CPUs. Use device='cpu'.")
         self._model, self._optimizer, self._clock = model, optimizer, clock
-        self._transport = transport or next(iter(collections.values())).transport
+        self._transport = start(transport or next(iter(collections.values())).transport, "cpu")
         self._lanes = {name: Lane(one, self._transport, waits=not overlap) for name, one in collections.items()}
         self._worker = Worker("OverlappedTrainPipeline")
         self._inputs: dict[str, Input] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.overlap.transport import Link
+from lightning_intune.overlap.link import Link
 
 _HEADER_BYTES, _ID_BYTES, _MARK_BYTES = 16, 4, 1
 _SETTLED = 2  # steps until the schedule repeats itself

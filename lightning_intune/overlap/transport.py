@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-import torch
 from torch import Tensor
 
-from lightning_intune.balance.channel import GlooChannel
 from lightning_intune.errors import ConfigError
+from lightning_intune.overlap.gloo import GlooTransport
+from lightning_intune.overlap.host_ring import HostRingTransport
+from lightning_intune.overlap.nccl import NcclTransport
+from lightning_intune.overlap.needs import Host, Need, look, need_devices, need_distributed, refuse_unmet
+
+_log = logging.getLogger("lightning_intune")
 
 
 class Transport(Protocol):
@@ -25,6 +29,11 @@ class Transport(Protocol):
     @property
     def world_size(self) -> int:
         """How many ranks there are."""
+        ...
+
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        """Of the tensors that it carries: "cpu", "cuda"."""
         ...
 
     def open(self) -> None:
@@ -43,133 +52,64 @@ class Transport(Protocol):
         ...
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """A slower link than there is, for measurements on one machine. Figures made with one must say so."""
-
-    delay_s: float = 0.0
-    """Of every exchange."""
-    bytes_per_s: float = float("inf")
-    """Of a rank, in each direction."""
-
-    def __post_init__(self) -> None:
-        if not (self.delay_s >= 0 and self.bytes_per_s > 0):
-            raise ConfigError(
-                f"Link: delay_s={self.delay_s} and bytes_per_s={self.bytes_per_s} describe no link. Give a delay of 0 "
-                "or more, and more than 0 bytes per second."
-            )
-
-    def seconds(self, num_bytes: int) -> float:
-        """What an exchange takes in which a rank sends, or gets, at most so many bytes."""
-        return self.delay_s + num_bytes / self.bytes_per_s
-
-
-@final
-class GlooTransport:
-    """CPU tensors over gloo, on a group of its own; `link` makes it as slow as a link it stands for.
-
-    With a link an exchange ends no earlier than the link would let it: `sleep` fills the rest, without a CPU. A rank
-    that dies, or does not come within `timeout_s`, ends all the others with a RuntimeError that names it.
-    """
-
-    def __init__(
-        self,
-        *,
-        timeout_s: float = 600.0,
-        link: Link | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._channel = GlooChannel(timeout_s, owner="overlap")
-        self._link, self._clock, self._sleep = link, clock, sleep
-
-    @property
-    def rank(self) -> int:
-        return self._channel.rank
-
-    @property
-    def world_size(self) -> int:
-        return self._channel.world_size
-
-    def open(self) -> None:
-        if self.world_size > 1:
-            self._channel.open()
-
-    def all_to_all(self, sent: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
-        if self.world_size == 1:
-            return sent
-        begun_s = self._clock()
-        received = self._channel.all_to_all(sent, sizes_out, sizes_in)
-        if self._link is not None:
-            others_out = sum(sizes_out) - sizes_out[self.rank]
-            others_in = sum(sizes_in) - sizes_in[self.rank]
-            takes_s = self._link.seconds(max(others_out, others_in) * sent.element_size())
-            left_s = takes_s - (self._clock() - begun_s)
-            if left_s > 0:
-                self._sleep(left_s)
-        return received
-
-    def describe(self) -> str:
-        shaped = "" if self._link is None else f", SHAPED to {self._link}"
-        return f"gloo: needs torch.distributed on CPUs; found {self.world_size} rank(s){shaped}"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """One thing a transport cannot do without."""
-
-    what: str
-    is_met: bool
-    found: str
-
-
-def make_transport(name: str, **settings: Any) -> Transport:
-    """The transport called so: `gloo` (see `GlooTransport` for `settings`), `host_ring`, `nccl` or `copy_engine`.
+def make_transport(name: str, *, host: Host | None = None, **settings: Any) -> Transport:
+    """The transport called so: `gloo`, `host_ring`, `nccl` or `copy_engine`; each class says which `settings` it has.
 
     ConfigError, with what it needs and what was found, for one that cannot run here. None stands in for another.
+    `host`: what to take as found; by default, what `look` finds.
+
+    >>> make_transport("gloo", timeout_s=60.0).describe()
+    'gloo: needs torch.distributed on CPUs; found 1 rank(s)'
     """
-    if name == "gloo":
-        return GlooTransport(**settings)
-    if name not in _OTHERS:
-        names = ["gloo", *_OTHERS]
-        raise ConfigError(f"overlap: there is no transport {name!r}. Use one of {', '.join(map(repr, names))}.")
-    needs = [*_OTHERS[name](), _IS_BUILT]
-    told = "; ".join(f"{need.what}: {need.found}" for need in needs)
-    unmet = ", ".join(need.what for need in needs if not need.is_met)
-    raise ConfigError(
-        f"overlap: transport {name!r} cannot run here, for want of: {unmet}. It needs, and found: {told}. Use "
-        "make_transport('gloo'), whose tables lie in the host's memory."
-    )
+    if name not in _KINDS:
+        raise ConfigError(f"overlap: there is no transport {name!r}. Use one of {', '.join(map(repr, _KINDS))}.")
+    kind = _KINDS[name]
+    refuse_unmet(name, kind.needs(look() if host is None else host))
+    return kind.make(**settings)
 
 
-_IS_BUILT = Need(what="an implementation", is_met=False, found="none in this version; only gloo has been built")
+def start(transport: Transport, device_type: str) -> Transport:
+    """`transport`, once rank 0 has logged what it says of itself.
+
+    ConfigError if it carries no tensors on devices of that type.
+    """
+    if device_type not in transport.device_types:
+        raise ConfigError(
+            f"overlap: the tables are on '{device_type}', and this transport carries tensors on "
+            f"{' and '.join(transport.device_types)} only ({transport.describe()}). Use make_transport('host_ring') or "
+            "make_transport('gloo')."
+        )
+    if transport.rank == 0:
+        _log.info("overlap: %s", transport.describe())
+    return transport
 
 
-def _cuda() -> Need:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Need(what="a CUDA device", is_met=count > 0, found=f"{count} (torch {torch.__version__})")
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """A transport, and what it needs to be made."""
+
+    make: Callable[..., Transport]
+    needs: Callable[[Host], list[Need]]
 
 
-def _host_ring() -> list[Need]:
-    return [_cuda()]
+def _needs_of_nccl(host: Host) -> list[Need]:
+    nccl = Need(what="NCCL", is_met=host.nccl_version is not None, found=host.nccl_version or "none in this torch")
+    return [need_distributed(host), need_devices(host, 1), nccl]
 
 
-def _nccl() -> list[Need]:
-    has_nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    version = "in this torch" if has_nccl else "none in this torch"
-    return [_cuda(), Need(what="NCCL", is_met=has_nccl, found=version)]
+def _needs_of_copy_engine(host: Host) -> list[Need]:
+    built = Need(what="an implementation", is_met=False, found="none: it could not be tried without two GPUs")
+    return [need_distributed(host), need_devices(host, 2), built]
 
 
-def _copy_engine() -> list[Need]:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    peers = Need(what="a second device on this node to copy to", is_met=count > 1, found=str(count))
-    return [_cuda(), peers]
+def _no_copy_engine(**settings: Any) -> Transport:
+    raise AssertionError(f"copy_engine is refused, whatever its settings ({settings})")
 
 
-_OTHERS: dict[str, Callable[[], list[Need]]] = {
-    "host_ring": _host_ring,
-    "nccl": _nccl,
-    "copy_engine": _copy_engine,
+_KINDS = {
+    "gloo": _Kind(make=GlooTransport, needs=lambda host: [need_distributed(host)]),
+    "host_ring": _Kind(make=HostRingTransport, needs=lambda host: [need_distributed(host)]),
+    "nccl": _Kind(make=NcclTransport, needs=_needs_of_nccl),
+    "copy_engine": _Kind(make=_no_copy_engine, needs=_needs_of_copy_engine),
 }

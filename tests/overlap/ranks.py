@@ -32,6 +32,8 @@ class Meeting:
 class Threads:
     """A transport; `lag_s` says, message by message, how long this rank comes late. Its messages are counted."""
 
+    device_types = ("cpu",)
+
     def __init__(self, meeting: Meeting, rank: int, world_size: int, lag_s: Callable[[], float]) -> None:
         self.meeting, self.rank, self.world_size, self.lag_s = meeting, rank, world_size, lag_s
         self.is_open = False

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,26 +14,114 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_intune.errors import ConfigError
-from lightning_intune.overlap import SGD, Adam, GlooTransport, Link, Table, make_transport
+from lightning_intune.overlap import (
+    SGD,
+    Adam,
+    GlooTransport,
+    HostRingTransport,
+    Link,
+    OverlappedTrainPipeline,
+    Table,
+    make_transport,
+    nccl,
+)
+from lightning_intune.overlap.nccl import NcclTransport
+from lightning_intune.overlap.needs import Host, look
 from lightning_intune.overlap.parcels import swap
 from lightning_intune.overlap.placement import placed
 from lightning_intune.overlap.request import request
 from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.stack import Stack
+from tests.overlap.gloo_ranks import steps
 from tests.overlap.ranks import Rank, on_ranks
-from tests.overlap.training import placements
+from tests.overlap.training import OPTIMIZERS, Model, placements, samples
 
 
-@pytest.mark.parametrize("name", ["host_ring", "nccl", "copy_engine"])
-def test_a_transport_that_cannot_run_here_says_what_it_wants_and_none_stands_in(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{name}' cannot run here, for want of: .*a CUDA device: \d"):
+def host(**found: Any) -> Host:
+    """A machine with two devices and a NCCL that spares multiprocessors, but for what `found` says."""
+    settings: dict[str, Any] = {
+        "torch_version": "2.13.0",
+        "has_distributed": True,
+        "num_devices": 2,
+        "nccl_version": "2.28.9",
+        "has_zero_cta": True,
+    }
+    return Host(**(settings | found))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "unmet", "told"),
+    [
+        ("gloo", {"has_distributed": False}, "torch.distributed", "torch.distributed: not in this torch"),
+        ("host_ring", {"has_distributed": False}, "torch.distributed", "torch.distributed: not in this torch"),
+        ("nccl", {"num_devices": 0}, "a CUDA device", r"a CUDA device: 0 \(torch 2.13.0\); NCCL: 2.28.9"),
+        ("nccl", {"nccl_version": None}, "NCCL", "NCCL: none in this torch"),
+        ("copy_engine", {"num_devices": 1}, "2 CUDA devices on this node, an implementation", "this node: 1"),
+        ("copy_engine", {}, "an implementation", "an implementation: none: it could not be tried"),
+    ],
+)
+def test_a_transport_that_cannot_run_says_what_it_wants_and_none_stands_in(
+    name: str, found: dict[str, Any], unmet: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"'{name}' cannot run here, for want of: {unmet}\. It needs.*{told}"):
+        make_transport(name, host=host(**found))
+
+
+@pytest.mark.parametrize("name", ["nccl", "copy_engine"])
+def test_what_needs_a_device_is_refused_on_a_machine_without(name: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert look().num_devices == 0
+    with pytest.raises(ConfigError, match=f"'{name}' cannot run here, for want of: .*CUDA device"):
         make_transport(name)
+
+
+@pytest.mark.parametrize(("has_zero_cta", "told"), [(True, "2.28.9, and asks for it"), (False, "and goes without")])
+def test_nccl_says_whether_it_spares_multiprocessors_and_takes_no_cpu_tensors(has_zero_cta: bool, told: str) -> None:
+    transport = NcclTransport(host=host(has_zero_cta=has_zero_cta))
+    assert told in transport.describe()
+    assert "2 CUDA device(s)" in transport.describe()
+    with pytest.raises(RuntimeError, match="nccl on rank 0 was given a tensor on 'cpu', and carries none but CUDA"):
+        transport.all_to_all(torch.zeros(1), [1], [1])
+
+
+@pytest.mark.parametrize("has_zero_cta", [True, False])
+def test_the_policy_is_set_where_nccl_has_it_and_left_alone_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, has_zero_cta: bool
+) -> None:
+    class Group:
+        NCCL_CTA_POLICY_ZERO = 2
+
+        @staticmethod
+        def Options() -> Any:  # noqa: N802 - torch's name
+            return SimpleNamespace(config=SimpleNamespace())
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", Group, raising=False)
+    options = nccl._options(host(has_zero_cta=has_zero_cta))
+    assert vars(options.config) == ({"cta_policy": 2} if has_zero_cta else {})
+
+
+def test_a_pipeline_logs_its_transport_once_and_refuses_one_that_cannot_carry_its_tables(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Model(None, OPTIMIZERS["sgd"], torch.float32)
+    optimizer = torch.optim.SGD(model.dense.parameters(), lr=0.1)
+    with caplog.at_level(logging.INFO, "lightning_intune"):
+        pipeline = OverlappedTrainPipeline(model, optimizer)
+        for _ in range(2):  # epochs
+            assert len(steps(pipeline, samples(0, 2, overlap=0.5, dtype=torch.float32))) == 2
+    assert pipeline.shutdown()
+    assert caplog.messages == ["overlap: gloo: needs torch.distributed on CPUs; found 1 rank(s)"]
+    with pytest.raises(ConfigError, match=r"tables are on 'cpu', and this transport carries .* on cuda only \(nccl: "):
+        OverlappedTrainPipeline(model, optimizer, transport=NcclTransport(host=host()))
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'gloo', 'host_ring', 'nccl', 'copy_engine'"):
         make_transport("carrier pigeon")
     assert isinstance(make_transport("gloo", timeout_s=3.0), GlooTransport)
+    assert isinstance(make_transport("host_ring", timeout_s=3.0), HostRingTransport)
+    assert isinstance(make_transport("nccl", host=host(), timeout_s=3.0), NcclTransport)
 
 
 def test_a_shaped_link_says_so_and_fills_up_the_time_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""On a machine with a CUDA device; skipped elsewhere, and not run yet on any: no GPU was at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lightning_intune.overlap.nccl import NcclTransport
+from lightning_intune.overlap.needs import look
+from lightning_intune.overlap.staging import Staging, packed
+from tests.overlap.test_host_ring import run
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_comes_back_through_pinned_memory_as_it_went(dtype: torch.dtype) -> None:
+    device = torch.device("cuda", 0)
+    staging = Staging(device)
+    for size in (0, 1, 1000, 500_000, 3):
+        sent = torch.randint(0, 2, (2 * size,), device=device).to(dtype)[::2]
+        fetched = staging.fetch(packed(sent))
+        assert fetched.is_pinned() or not size
+        room = staging.room(fetched.numel())
+        room.copy_(fetched)
+        got = staging.put(room, dtype)
+        assert got.device == device
+        assert torch.equal(got, sent)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(200)
+def test_ranks_that_share_a_device_exchange_its_tensors_around_the_ring() -> None:
+    told = run("cuda:2")
+    assert [told[f"cuda:2/{rank}"]["differ"] for rank in range(2)] == [[], []]
+
+
+@pytest.mark.gpu
+def test_nccl_alone_on_its_device_gives_back_what_it_gets(tmp_path: Path) -> None:
+    assert look().nccl_version is not None
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        transport = NcclTransport(timeout_s=60.0)
+        transport.open()
+        for size in (0, 1, 1000, 500_000, 3):
+            sent = torch.arange(2 * size, device="cuda").float()[::2]
+            got = transport.all_to_all(sent, [size], [size])
+            assert torch.equal(got, sent)
+            assert got.data_ptr() != sent.data_ptr() or not size
+    finally:
+        dist.destroy_process_group()
