@@ -26,7 +26,7 @@ from lightning_intune.overlap.transport import Transport
 from tests.balance.gloo_faults import Fault
 from tests.overlap.gloo_ranks import LATE, STAGES, TIMEOUT_S, forked, join, steps, warm_up
 from tests.overlap.ranks import Rank
-from tests.overlap.training import OPTIMIZERS, Model, samples, state_of
+from tests.overlap.training import MIXED, OPTIMIZERS, Model, samples, state_of
 
 DTYPES = (torch.float32, torch.bool, torch.bfloat16, torch.int64, torch.complex64, torch.float64, torch.uint8)
 LARGE = 3_000_000
@@ -92,7 +92,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def model_of(optimizer: str, transport: Transport) -> Model:
     rank: Any = Rank(dist.get_rank(), transport, None)  # pyright: ignore[reportArgumentType]
-    return Model(rank, OPTIMIZERS[optimizer], torch.float32)
+    return Model(rank, OPTIMIZERS[optimizer], torch.float32, MIXED)
 
 
 def train(rank: int) -> dict[str, Any]:

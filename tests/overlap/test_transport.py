@@ -34,7 +34,7 @@ from lightning_intune.overlap.shard import Shard
 from lightning_intune.overlap.stack import Stack
 from tests.overlap.gloo_ranks import steps
 from tests.overlap.ranks import Rank, on_ranks
-from tests.overlap.training import OPTIMIZERS, Model, placements, samples
+from tests.overlap.training import MIXED, OPTIMIZERS, Model, placements, samples
 
 
 def host(**found: Any) -> Host:
@@ -104,7 +104,8 @@ def test_the_policy_is_set_where_nccl_has_it_and_left_alone_elsewhere(
 def test_a_pipeline_logs_its_transport_once_and_refuses_one_that_cannot_carry_its_tables(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model = Model(None, OPTIMIZERS["sgd"], torch.float32)
+    alone: Any = Rank(0, GlooTransport(), None)  # pyright: ignore[reportArgumentType]
+    model = Model(alone, OPTIMIZERS["sgd"], torch.float32, MIXED)
     optimizer = torch.optim.SGD(model.dense.parameters(), lr=0.1)
     with caplog.at_level(logging.INFO, "lightning_intune"):
         pipeline = OverlappedTrainPipeline(model, optimizer)
