@@ -135,6 +135,10 @@ class Traced:
     def world_size(self) -> int:
         return self._inner.world_size
 
+    @property
+    def device_types(self) -> tuple[str, ...]:
+        return self._inner.device_types
+
     def open(self) -> None:
         self._inner.open()
 
