@@ -26,6 +26,8 @@ class Host:
     """None: this torch has no NCCL."""
     has_zero_cta: bool
     """Whether the NCCL that torch was built with has the policy NCCL_CTA_POLICY_ZERO, as 2.28 has."""
+    symmetric_backend: str | None
+    """What makes symmetric memory on CUDA devices in this torch. None: nothing does."""
 
 
 def look() -> Host:
@@ -40,7 +42,14 @@ def look() -> Host:
         num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0,
         nccl_version=".".join(map(str, nccl.version())) if has_nccl else None,
         has_zero_cta=hasattr(group, "NCCL_CTA_POLICY_ZERO"),
+        symmetric_backend=_symmetric_backend() if has_distributed else None,
     )
+
+
+def _symmetric_backend() -> str | None:
+    from torch.distributed import _symmetric_memory as symmetric  # alpha in torch 2.13, and without a public name
+
+    return symmetric.get_backend(torch.device("cuda"))
 
 
 @final

@@ -10,6 +10,7 @@ from typing import Any, Protocol, final
 from torch import Tensor
 
 from lightning_intune.errors import ConfigError
+from lightning_intune.overlap.copy_engine import CopyEngineTransport
 from lightning_intune.overlap.gloo import GlooTransport
 from lightning_intune.overlap.host_ring import HostRingTransport
 from lightning_intune.overlap.nccl import NcclTransport
@@ -99,17 +100,16 @@ def _needs_of_nccl(host: Host) -> list[Need]:
 
 
 def _needs_of_copy_engine(host: Host) -> list[Need]:
-    built = Need(what="an implementation", is_met=False, found="none: it could not be tried without two GPUs")
-    return [need_distributed(host), need_devices(host, 2), built]
-
-
-def _no_copy_engine(**settings: Any) -> Transport:
-    raise AssertionError(f"copy_engine is refused, whatever its settings ({settings})")
+    backend = host.symmetric_backend
+    symmetric = Need(
+        what="torch's symmetric memory", is_met=backend is not None, found=f"{backend or 'no'} backend for CUDA devices"
+    )
+    return [need_distributed(host), need_devices(host, 2), symmetric]
 
 
 _KINDS = {
     "gloo": _Kind(make=GlooTransport, needs=lambda host: [need_distributed(host)]),
     "host_ring": _Kind(make=HostRingTransport, needs=lambda host: [need_distributed(host)]),
     "nccl": _Kind(make=NcclTransport, needs=_needs_of_nccl),
-    "copy_engine": _Kind(make=_no_copy_engine, needs=_needs_of_copy_engine),
+    "copy_engine": _Kind(make=CopyEngineTransport, needs=_needs_of_copy_engine),
 }

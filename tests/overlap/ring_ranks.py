@@ -1,7 +1,8 @@
-"""Ranks over host_ring, forked from one process: `python -m tests.overlap.ring_ranks CASE ...`; prints JSON.
+"""Ranks over host_ring or copy_engine, forked from one process: `python -m tests.overlap.ring_ranks CASE ...`.
 
-CASE is `swap:RANKS`, `tcp:RANKS` (with a TCP store), `cuda:RANKS`, `train:`, or KIND:STAGE as for gloo_ranks, where
-STAGE `within` and `halfway` are inside a call: with all ranks come, before anything was sent or behind some of it.
+Prints JSON. CASE is `swap:RANKS`, `tcp:RANKS` (with a TCP store), `cuda:RANKS`, `train:`, for copy_engine `copy:RANKS`
+and `leaves:2`, or KIND:STAGE as for gloo_ranks, where STAGE `within` and `halfway` are inside a call: with all ranks
+come, before anything was sent or behind some of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_intune.errors import ConfigError
 from lightning_intune.overlap import GlooTransport, HostRingTransport, OverlappedTrainPipeline
+from lightning_intune.overlap.copy_engine import CopyEngineTransport
 from lightning_intune.overlap.transport import Transport
 from tests.balance.gloo_faults import Fault
 from tests.overlap.gloo_ranks import LATE, STAGES, TIMEOUT_S, forked, join, steps, warm_up
@@ -53,15 +56,10 @@ def table_of(rng: random.Random, world_size: int, call: int) -> list[list[int]]:
     return [[rng.choice([0, 1, rng.randrange(most)]) for _ in range(world_size)] for _ in range(world_size)]
 
 
-def swap(rank: int, world_size: int, device: str) -> dict[str, Any]:
+def differing(transport: Transport, gloo: GlooTransport, device: torch.device) -> list[int]:
     """Forty calls of any size and dtype, each rank late by chance, beside the same calls over gloo."""
-    before = num_sockets()
+    rank, world_size = gloo.rank, gloo.world_size
     rng, lags = random.Random(world_size), random.Random(f"lag {rank}")
-    ring, gloo = HostRingTransport(timeout_s=60), GlooTransport(timeout_s=60)
-    gloo.open()
-    with_gloo = num_sockets()
-    ring.open()
-    ring.open()
     differ: list[int] = []
     for call in range(40):
         table = table_of(rng, world_size, call)
@@ -74,12 +72,43 @@ def swap(rank: int, world_size: int, device: str) -> dict[str, Any]:
             _bytes(sent.clone(memory_format=torch.contiguous_format)), *(_times(one, dtype) for one in sizes)
         )
         time.sleep(lags.choice([0.0, 0.0, 0.004]))
-        got = ring.all_to_all(sent.to(device), *sizes)
-        if not (got.device.type == device and got.dtype == dtype and torch.equal(_bytes(got), awaited)):
+        got = transport.all_to_all(sent.to(device), *sizes)
+        if not (got.device == device and got.dtype == dtype and torch.equal(_bytes(got), awaited)):
             differ.append(call)
+    return differ
+
+
+def swap(device: torch.device) -> dict[str, Any]:
+    """What the ring brings otherwise than gloo, and the sockets it leaves."""
+    before = num_sockets()
+    ring, gloo = HostRingTransport(timeout_s=60), GlooTransport(timeout_s=60)
+    gloo.open()
+    with_gloo = num_sockets()
+    ring.open()
+    ring.open()
+    differ = differing(ring, gloo, device)
     told = ring.describe()
     ring.close()
     return {"differ": differ, "describe": told, "left": num_sockets() - with_gloo, "gloo": with_gloo - before}
+
+
+def copies(rank: int, kind: str) -> dict[str, Any]:
+    """What copy_engine brings otherwise than gloo; or what a rank is told that cannot open, or outlives rank 1."""
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    gloo, transport = GlooTransport(timeout_s=60), CopyEngineTransport(timeout_s=60 if kind == "copy" else TIMEOUT_S)
+    gloo.open()
+    if kind == "copy":
+        transport.open()
+        return {"differ": differing(transport, gloo, device), "describe": transport.describe()}
+    told = "nothing"
+    try:
+        transport.open()
+        for _ in range(1 if rank == LATE else 2):
+            transport.all_to_all(torch.ones(1000, device=device), [500, 500], [500, 500])
+    except (RuntimeError, ConfigError) as error:
+        told = str(error)
+    return {"told": told}
 
 
 def _times(sizes: list[int], dtype: torch.dtype) -> list[int]:
@@ -162,7 +191,9 @@ def main() -> None:
                 dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=world_size)
             else:
                 join(rank, world_size, folder / f"{kind} {world_size}")
-            return swap(rank, world_size, "cuda" if kind == "cuda" else "cpu")
+            if kind in ("copy", "leaves"):
+                return copies(rank, kind)
+            return swap(torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu"))
 
         def trains(rank: int) -> Any:
             join(rank, 2, folder / "train")
@@ -179,7 +210,7 @@ def main() -> None:
         jobs: dict[str, Callable[[], Any]] = {}
         for case in sys.argv[1:]:
             kind, _, stage = case.partition(":")
-            if kind in ("swap", "tcp", "cuda"):
+            if kind in ("swap", "tcp", "cuda", "copy", "leaves"):
                 jobs |= {f"{case}/{rank}": partial(swaps, rank, kind, int(stage)) for rank in range(int(stage))}
             elif kind == "train":
                 jobs |= {f"train/{rank}": partial(trains, rank) for rank in range(2)}

@@ -53,3 +53,36 @@ def test_nccl_alone_on_its_device_gives_back_what_it_gets(tmp_path: Path) -> Non
             assert got.data_ptr() != sent.data_ptr() or not size
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(200)
+def test_ranks_with_a_device_each_copy_from_one_to_the_other_what_gloo_brings() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device, and copy_engine needs two")
+    told = run("copy:2", "leaves:2")
+    for rank in range(2):
+        assert told[f"copy:2/{rank}"]["differ"] == []
+        assert "backend CUDA" in told[f"copy:2/{rank}"]["describe"]
+    assert "rank 1 did not come within 6 s, or had ended" in told["leaves:2/0"]["told"]
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(200)
+def test_ranks_that_share_a_device_copy_likewise_if_torch_is_told_to_let_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the way from one device to another: so much of it one device can show."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    told = run("copy:2", "leaves:2")
+    assert [told[f"copy:2/{rank}"]["differ"] for rank in range(2)] == [[], []]
+    assert "rank 1 did not come within 6 s, or had ended" in told["leaves:2/0"]["told"]
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(200)
+def test_ranks_that_share_a_device_are_refused_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", raising=False)
+    told = run("leaves:2")
+    for rank in range(2):
+        assert "rank 0 on cuda:0, rank 1 on cuda:0" in told[f"leaves:2/{rank}"]["told"]

@@ -25,6 +25,7 @@ from lightning_intune.overlap import (
     make_transport,
     nccl,
 )
+from lightning_intune.overlap.copy_engine import CopyEngineTransport
 from lightning_intune.overlap.nccl import NcclTransport
 from lightning_intune.overlap.needs import Host, look
 from lightning_intune.overlap.parcels import swap
@@ -45,6 +46,7 @@ def host(**found: Any) -> Host:
         "num_devices": 2,
         "nccl_version": "2.28.9",
         "has_zero_cta": True,
+        "symmetric_backend": "CUDA",
     }
     return Host(**(settings | found))
 
@@ -56,8 +58,8 @@ def host(**found: Any) -> Host:
         ("host_ring", {"has_distributed": False}, "torch.distributed", "torch.distributed: not in this torch"),
         ("nccl", {"num_devices": 0}, "a CUDA device", r"a CUDA device: 0 \(torch 2.13.0\); NCCL: 2.28.9"),
         ("nccl", {"nccl_version": None}, "NCCL", "NCCL: none in this torch"),
-        ("copy_engine", {"num_devices": 1}, "2 CUDA devices on this node, an implementation", "this node: 1"),
-        ("copy_engine", {}, "an implementation", "an implementation: none: it could not be tried"),
+        ("copy_engine", {"num_devices": 1}, "2 CUDA devices on this node", "this node: 1"),
+        ("copy_engine", {"symmetric_backend": None}, "torch's symmetric memory", "memory: no backend for CUDA devices"),
     ],
 )
 def test_a_transport_that_cannot_run_says_what_it_wants_and_none_stands_in(
@@ -123,6 +125,7 @@ def test_an_unknown_name_lists_those_there_are() -> None:
     assert isinstance(make_transport("gloo", timeout_s=3.0), GlooTransport)
     assert isinstance(make_transport("host_ring", timeout_s=3.0), HostRingTransport)
     assert isinstance(make_transport("nccl", host=host(), timeout_s=3.0), NcclTransport)
+    assert isinstance(make_transport("copy_engine", host=host(), timeout_s=3.0), CopyEngineTransport)
 
 
 def test_a_shaped_link_says_so_and_fills_up_the_time_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
