@@ -70,7 +70,8 @@ def test_overlapped_waiting_deduplicated_and_expanded_runs_train_the_same(sessio
     ours, waiting, expanded = (losses(tmp_path, at) for at in range(3))
     assert ours == waiting
     assert [len(rank) for rank in ours] == [24, 24]
-    assert ours == [pytest.approx(rank, abs=1e-5) for rank in expanded]
+    # Sums in another order: last bits differ from step 12 on, and the row's number as a feature makes losses of 20.
+    assert ours == [pytest.approx(rank, rel=1e-4) for rank in expanded]
     assert len({round(loss, 3) for loss in ours[0]}) > 12  # it learns
 
 
