@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
+from examples.torchrec_dmp.progress import count_one_more
 from lightning_intune.dedup import Batch
 from lightning_intune.overlap import (
     Adagrad,
@@ -108,19 +109,8 @@ class OverlappedModel(LightningModule):
                 trained = self._pipeline.progress(ahead)
             except StopIteration:
                 break
-            self.count_one_more()
+            count_one_more(self.trainer)
             self.on_trained(*trained)
-
-    def count_one_more(self) -> None:
-        """Lightning counts steps; checkpoints hold how many *batches* of the epoch were trained on."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress
-        for count in (
-            batches.increment_ready,
-            batches.increment_started,
-            batches.increment_processed,
-            batches.increment_completed,
-        ):
-            count()
 
     def on_trained(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:  # noqa: ARG002 - for subclasses
         """One batch was trained on: the pipeline holds a later one already."""

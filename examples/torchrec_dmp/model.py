@@ -24,6 +24,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from examples.torchrec_dmp.batch import Feed, TorchRecBatch, to_torchrec
+from examples.torchrec_dmp.progress import count_one_more
 from lightning_intune.dedup import Batch
 
 # TorchRec 1.8 asks torch 2.13 by a name that torch has since given another meaning; nobody here can act on that.
@@ -127,19 +128,8 @@ class DmpModel(LightningModule):
             self._feed = Feed(dataloader_iter)
         self.on_trained(*self._pipeline.progress(self._feed))
         while dataloader_iter.done and self._pipeline.batches:
-            self.count_one_more()
+            count_one_more(self.trainer)
             self.on_trained(*self._pipeline.progress(self._feed))
-
-    def count_one_more(self) -> None:
-        """Lightning counts steps; checkpoints hold how many *batches* of the epoch were trained on."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress
-        for count in (
-            batches.increment_ready,
-            batches.increment_started,
-            batches.increment_processed,
-            batches.increment_completed,
-        ):
-            count()
 
     def on_trained(self, loss: Tensor, logits: Tensor, batch: TorchRecBatch) -> None:  # noqa: ARG002 - for subclasses
         """One batch was trained on: the pipeline holds later ones already."""

@@ -38,6 +38,8 @@ class NcclTransport:
         self._group: Any = None
         self._stream: Any = None
         self._windows: list[Tensor] = []
+        self._outgrown: list[Tensor] = []
+        """Kept: to free memory that ranks have mapped may wait for the device, and so for ranks that wait for this."""
 
     @property
     def rank(self) -> int:
@@ -62,13 +64,15 @@ class NcclTransport:
         self._stream = torch.cuda.Stream(device)
 
     def all_to_all(self, sent: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
-        if sent.device.type != "cuda":
+        if sent.device.type not in self.device_types:
             raise RuntimeError(
                 f"overlap: nccl on rank {self.rank} was given a tensor on '{sent.device}', and carries none but CUDA "
                 "tensors. Use host_ring or gloo for tables in the host's memory."
             )
         if self._group is None:
-            return sent
+            if self.world_size == 1:
+                return sent
+            raise RuntimeError("overlap: nccl is not open. Call open() on every rank first.")
         entry_bytes, ranks = sent.element_size(), range(self.world_size)
         parcel_bytes = self._largest(max(*sizes_out, *sizes_in) * entry_bytes)
         out, coming = self._windows_for(parcel_bytes, sent.device)
@@ -106,6 +110,7 @@ class NcclTransport:
         if not self._windows or self._windows[0].shape[1] < parcel_bytes:
             from torch.distributed import _symmetric_memory as symmetric
 
+            self._outgrown += self._windows
             shape = (self.world_size, max(1, parcel_bytes + parcel_bytes // 2))
             self._windows = [symmetric.empty(*shape, dtype=torch.uint8, device=device) for _ in range(2)]
             for window in self._windows:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.started import ROOT, told_by
 
 
 def run(world_size: int, store: Path) -> list[tuple[int, Any, str]]:
@@ -84,17 +84,7 @@ STAGES = range(7)  # those of `gloo_faults.py`
 )
 def test_a_rank_at_fault_is_named_on_every_rank_within_the_timeout_at_whatever_stage(kind: str) -> None:
     """Rank 1 of three dies, hangs, is slow, ends, or fails at each of the exchange's calls."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.balance.gloo_faults", kind],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    told = json.loads(ended.stdout.splitlines()[-1])
+    told = told_by("tests.balance.gloo_faults", kind)
     for stage in STAGES:
         ranks = told[stage]
         if kind == "is slow" and stage != 6:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from lightning_intune.dedup.etl.session_layout import file_metadata, fold_sessio
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.on_error import skip
 from tests.balance.lightning_runs import SCHEMA
+from tests.started import told_by
 
-ROOT = Path(__file__).parents[2]
 NUM_SESSIONS = 60
 
 
@@ -54,19 +51,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
 
 
 def run(folder: Path, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.balance.lightning_runs", json.dumps({"folder": str(folder), "runs": runs})],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    told = {one["name"]: one for one in json.loads(ended.stdout.splitlines()[-1])}
+    ran = told_by("tests.balance.lightning_runs", json.dumps({"folder": str(folder), "runs": runs}))
+    told = {one["name"]: one for one in ran}
     for one in runs:
         expected = -9 if "dies_at" in one else 0
-        assert set(told[one["name"]]["codes"]) == {expected}, ended.stderr[-4000:]
+        assert set(told[one["name"]]["codes"]) == {expected}
     return told
 
 

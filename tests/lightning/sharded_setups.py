@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parents[2]
+from tests.started import ROOT, console, synth_sessions, told_by
+
 NUM_ROWS = 1_501  # over two ranks one more row on one of them: 12 steps an epoch, the last with a padded rank
 
 
@@ -53,19 +51,23 @@ def setup(
 
 def run(folder: Path, setups: list[Any]) -> dict[str, Any]:
     """What the runs differ in, and what they trained on."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.lightning.sharded_runs", json.dumps({"folder": str(folder), "setups": setups})],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+    return told_by("tests.lightning.sharded_runs", json.dumps({"folder": str(folder), "setups": setups}))
 
 
 def losses(folder: Path, setup: int) -> list[list[float]]:
     """Of each rank, of the unbroken run."""
     files = [folder / str(setup) / f"whole-{rank}.jsonl" for rank in range(2)]
     return [[json.loads(line)[2] for line in file.read_text().splitlines()] for file in files]
+
+
+def trains_and_resumes(folder: Path, example: str) -> None:
+    """As its README says, with less data: an epoch on two ranks, and from its checkpoint another."""
+    synth_sessions(folder)
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
+    fit = ["fit", "--config", str(ROOT / "examples" / example / "run.yaml"), *quiet]
+    assert "Starting with 2 processes" in console(folder, *fit, "--trainer.max_epochs", "1")
+    [saved] = folder.glob("lightning_logs/version_0/checkpoints/*.ckpt")
+    assert saved.name == "epoch=0-step=12.ckpt"  # 6,000 rows a rank in batches of 512
+    assert Path(f"{saved}.shards").is_dir()
+    more = ["--ckpt_path", str(saved), "--weights_only", "false"]
+    assert "max_epochs=2" in console(folder, *fit, "--trainer.max_epochs", "2", *more)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.started import ROOT, console, synth_sessions
+
 pytest.importorskip("torchrec")
 pytest.importorskip("duckdb")
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -27,26 +24,13 @@ def test_two_ranks_train_on_deduplicated_sessions_and_resume(tmp_path: Path) -> 
         tags = [tag for tag in board.Tags()["scalars"] if tag.startswith(head)]
         return {tag.removeprefix(head): board.Scalars(tag)[-1].value for tag in tags}
 
-    def command(*arguments: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, "-m", "lightning_intune.console", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr[-4000:]
-        return ended.stdout + ended.stderr
-
     def fit(*more: str) -> str:
         config = str(ROOT / "examples/ddp_sessions/run.yaml")
         quick = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
         ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-        return command("fit", "--config", config, *quick, *ranks, *more)
+        return console(tmp_path, "fit", "--config", config, *quick, *ranks, *more)
 
-    command("synth", "sessions.parquet", "--rows", "12000", "--row-group-rows", "1000", "--quiet")
-    command("synth", "sessions-val.parquet", "--rows", "3000", "--row-group-rows", "500", "--seed", "1", "--quiet")
+    synth_sessions(tmp_path)
     text = fit("--trainer.max_epochs", "1")
     assert "Starting with 2 processes" in text
     assert "| transform |" in text

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.lightning.sharded_setups import NUM_ROWS, ROOT, losses, run, setup, write_sessions
+from tests.lightning.sharded_setups import NUM_ROWS, losses, run, setup, trains_and_resumes, write_sessions
 
 pytest.importorskip("torchrec")
 
@@ -67,28 +64,4 @@ def test_deduplicated_input_trains_as_expanded_input_does(sessions: Path, tmp_pa
 @pytest.mark.timeout(300)
 def test_the_readmes_commands_train_and_resume(tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
-
-    def command(*arguments: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, "-m", "lightning_intune.console", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr[-4000:]
-        return ended.stdout + ended.stderr
-
-    command("synth", "sessions.parquet", "--rows", "12000", "--row-group-rows", "1000", "--quiet")
-    command("synth", "sessions-val.parquet", "--rows", "3000", "--row-group-rows", "500", "--seed", "1", "--quiet")
-    config = ["--config", str(ROOT / "examples/torchrec_dmp/run.yaml"), "--trainer.accelerator", "cpu"]
-    quiet = ["--trainer.enable_progress_bar", "false"]
-    text = command("fit", *config, *quiet, "--trainer.devices", "2", "--trainer.max_epochs", "1")
-    assert "Starting with 2 processes" in text
-    [saved] = tmp_path.glob("lightning_logs/version_0/checkpoints/*.ckpt")
-    assert saved.name == "epoch=0-step=12.ckpt"  # 6,000 rows a rank in batches of 512
-    assert Path(f"{saved}.shards").is_dir()
-    more = ["--ckpt_path", str(saved), "--weights_only", "false"]
-    resumed = command("fit", *config, *quiet, "--trainer.devices", "2", "--trainer.max_epochs", "2", *more)
-    assert "max_epochs=2" in resumed
+    trains_and_resumes(tmp_path, "torchrec_dmp")

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from lightning_intune.errors import ConfigError
 from tests.flow.ranks import at_once
 
 
@@ -86,3 +88,10 @@ def on_ranks(world_size: int, work: Callable[[Rank], Any], *, max_lag_s: float =
         for rank in range(world_size)
     ]
     return at_once(ranks, run)
+
+
+def refusal(work: Callable[[], Any]) -> str:
+    """What it ends with. Raised out of one rank it would break the others' meetings."""
+    with pytest.raises((RuntimeError, ConfigError)) as raised:
+        work()
+    return str(raised.value)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning_intune.overlap.nccl import NcclTransport
 from lightning_intune.overlap.needs import look
 from lightning_intune.overlap.staging import Staging, packed
-from tests.overlap.test_host_ring import run
+from tests.started import told_by
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -35,7 +35,7 @@ def test_a_tensor_comes_back_through_pinned_memory_as_it_went(dtype: torch.dtype
 @pytest.mark.gpu
 @pytest.mark.timeout(200)
 def test_ranks_that_share_a_device_exchange_its_tensors_around_the_ring() -> None:
-    told = run("cuda:2")
+    told = told_by("tests.overlap.ring_ranks", "cuda:2")
     assert [told[f"cuda:2/{rank}"]["differ"] for rank in range(2)] == [[], []]
 
 
@@ -60,7 +60,7 @@ def test_nccl_alone_on_its_device_gives_back_what_it_gets(tmp_path: Path) -> Non
 def test_ranks_with_a_device_each_copy_from_one_to_the_other_what_gloo_brings() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device, and copy_engine needs two")
-    told = run("copy:2", "leaves:2")
+    told = told_by("tests.overlap.ring_ranks", "copy:2", "leaves:2")
     for rank in range(2):
         assert told[f"copy:2/{rank}"]["differ"] == []
         assert "backend CUDA" in told[f"copy:2/{rank}"]["describe"]
@@ -73,7 +73,7 @@ def test_ranks_that_share_a_device_copy_likewise_if_torch_is_told_to_let_them(mo
     """All but the way from one device to another: so much of it one device can show."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
-    told = run("copy:2", "leaves:2")
+    told = told_by("tests.overlap.ring_ranks", "copy:2", "leaves:2")
     assert [told[f"copy:2/{rank}"]["differ"] for rank in range(2)] == [[], []]
     assert "rank 1 did not come within 6 s, or had ended" in told["leaves:2/0"]["told"]
 
@@ -83,6 +83,6 @@ def test_ranks_that_share_a_device_copy_likewise_if_torch_is_told_to_let_them(mo
 def test_ranks_that_share_a_device_are_refused_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.delenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", raising=False)
-    told = run("leaves:2")
+    told = told_by("tests.overlap.ring_ranks", "leaves:2")
     for rank in range(2):
         assert "rank 0 on cuda:0, rank 1 on cuda:0" in told[f"leaves:2/{rank}"]["told"]

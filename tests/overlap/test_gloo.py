@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.overlap.gloo_ranks import STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*cases: str) -> dict[str, Any]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.overlap.gloo_ranks", *cases],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+from tests.started import told_by
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
     """One start of Python for all of the quick ones."""
-    return run("train", "uneven:", "bad id:", "dies:marks", "dies:urgent", "dies:rest")
+    return told_by("tests.overlap.gloo_ranks", "train", "uneven:", "bad id:", "dies:marks", "dies:urgent", "dies:rest")
 
 
 @pytest.mark.timeout(200)
@@ -126,7 +106,7 @@ def test_a_rank_whose_batch_fails_says_why_and_the_others_who(told: dict[str, An
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["dies", "stalls", "ends", "fails", "is slow"])
 def test_so_it_is_for_every_fault_at_every_stage(kind: str) -> None:
-    told = run(*(f"{kind}:{stage}" for stage in STAGES))
+    told = told_by("tests.overlap.gloo_ranks", *(f"{kind}:{stage}" for stage in STAGES))
     for stage in STAGES:
         if kind == "is slow":
             assert [told[f"is slow:{stage}/{rank}"][0] for rank in range(3)] == ["4 steps"] * 3

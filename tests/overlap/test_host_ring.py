@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,28 +14,23 @@ from torch import Tensor
 from lightning_intune.errors import ConfigError
 from lightning_intune.overlap import HostRingTransport, make_transport, staging
 from tests.overlap.gloo_ranks import STAGES
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*cases: str) -> dict[str, Any]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.overlap.ring_ranks", *cases],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+from tests.started import told_by
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
     """One start of Python for all of the quick ones."""
-    return run("swap:2", "tcp:3", "swap:4", "train:", "dies:marks", "dies:halfway", "fails:rest", "garbles:all")
+    return told_by(
+        "tests.overlap.ring_ranks",
+        "swap:2",
+        "tcp:3",
+        "swap:4",
+        "train:",
+        "dies:marks",
+        "dies:halfway",
+        "fails:rest",
+        "garbles:all",
+    )
 
 
 @pytest.mark.timeout(200)
@@ -97,7 +87,7 @@ def test_ranks_that_are_not_at_the_same_call_are_told_which(told: dict[str, Any]
 @pytest.mark.parametrize("kind", ["dies", "stalls", "ends", "fails", "is slow"])
 def test_so_it_is_for_every_fault_at_every_stage(kind: str) -> None:
     stages = [*STAGES, *([] if kind == "fails" else ["within", "halfway"])]  # an error within is its own rank's to name
-    told = run(*(f"{kind}:{stage}" for stage in stages))
+    told = told_by("tests.overlap.ring_ranks", *(f"{kind}:{stage}" for stage in stages))
     for stage in stages:
         if kind == "is slow":
             assert [told[f"is slow:{stage}/{rank}"][0] for rank in range(4)] == ["4 steps"] * 4

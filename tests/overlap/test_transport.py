@@ -119,6 +119,15 @@ def test_a_pipeline_logs_its_transport_once_and_refuses_one_that_cannot_carry_it
         OverlappedTrainPipeline(model, optimizer, transport=NcclTransport(host=host()))
 
 
+def test_nccl_that_was_not_opened_says_so_and_alone_gives_back_what_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NcclTransport, "device_types", ("cpu",))
+    transport, sent = NcclTransport(host=host()), torch.arange(2)
+    assert transport.all_to_all(sent, [2], [2]) is sent
+    transport._control = SimpleNamespace(rank=0, world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match=r"nccl is not open. Call open\(\) on every rank first"):
+        transport.all_to_all(sent, [1, 1], [1, 1])
+
+
 def test_an_unknown_name_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'gloo', 'host_ring', 'nccl', 'copy_engine'"):
         make_transport("carrier pigeon")
