@@ -16,8 +16,9 @@ from lightning_intune.overlap.link import Link
 class GlooTransport:
     """CPU tensors over gloo, on a group of its own; `link` makes it as slow as a link it stands for.
 
-    With a link an exchange ends no earlier than the link would let it: `sleep` fills the rest, without a CPU. A rank
-    that dies, or does not come within `timeout_s`, ends all the others with a RuntimeError that names it.
+    With a link every exchange takes longer, by what the link would take for its bytes: `sleep` does that, without a
+    CPU, once all ranks have come. A rank that dies, or does not come within `timeout_s`, ends all the others with a
+    RuntimeError that names it.
     """
 
     device_types = ("cpu",)
@@ -27,11 +28,10 @@ class GlooTransport:
         *,
         timeout_s: float = 600.0,
         link: Link | None = None,
-        clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._channel = GlooChannel(timeout_s, owner="overlap")
-        self._link, self._clock, self._sleep = link, clock, sleep
+        self._link, self._sleep = link, sleep
 
     @property
     def rank(self) -> int:
@@ -48,15 +48,11 @@ class GlooTransport:
     def all_to_all(self, sent: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
         if self.world_size == 1:
             return sent
-        begun_s = self._clock()
         received = self._channel.all_to_all(sent, sizes_out, sizes_in)
         if self._link is not None:
             others_out = sum(sizes_out) - sizes_out[self.rank]
             others_in = sum(sizes_in) - sizes_in[self.rank]
-            takes_s = self._link.seconds(max(others_out, others_in) * sent.element_size())
-            left_s = takes_s - (self._clock() - begun_s)
-            if left_s > 0:
-                self._sleep(left_s)
+            self._sleep(self._link.seconds(max(others_out, others_in) * sent.element_size()))
         return received
 
     def describe(self) -> str:

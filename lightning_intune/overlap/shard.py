@@ -56,12 +56,12 @@ class Shard:
         account.
         """
         places = torch.arange(len(rows), dtype=torch.int32)
-        self._slots[rows] = places
-        chosen = self._slots.take(rows)
+        self._slots.index_copy_(0, rows, places)
+        chosen = self._slots.index_select(0, rows)
         stands = chosen == places
         numbers = torch.cumsum(stands, 0) - 1
         distinct = rows[stands]
         if len(distinct) == len(rows):
             return rows, grads
         sums = grads.new_zeros(len(distinct), grads.shape[1])
-        return distinct, sums.index_add_(0, numbers.take(chosen.long()), grads)
+        return distinct, sums.index_add_(0, numbers.index_select(0, chosen), grads)
