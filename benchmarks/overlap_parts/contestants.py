@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.overlap_parts.noted import Ended, Noted
 from benchmarks.overlap_parts.rival import Rival
+from benchmarks.overlap_parts.waits import Waits
 from benchmarks.overlap_parts.workload import DIM, EPS, LR, NUM_EMBEDDINGS, Case, Net, Sample, whole_table
 from lightning_intune.overlap import (
     Adagrad,
@@ -19,7 +20,6 @@ from lightning_intune.overlap import (
     OverlappedTrainPipeline,
     Table,
 )
-from lightning_intune.overlap.transport import Transport
 
 WAYS = ("sync", "waiting", "ours")
 """TorchRec's `TrainPipelineSparseDist`; our pipeline with `overlap=False`; our pipeline."""
@@ -40,8 +40,8 @@ class Contestant(Protocol):
         ...
 
     @property
-    def waited_s(self) -> float:
-        """What its trainer has waited for rows and gradients."""
+    def waits(self) -> Waits:
+        """What its trainer has waited for, and when it came to its messages."""
         ...
 
     def progress(self, batches: Iterator[Sample]) -> Tensor:
@@ -57,29 +57,19 @@ class Contestant(Protocol):
 class Ours:
     """Our pipeline as a contestant."""
 
-    def __init__(
-        self,
-        case: Case,
-        *,
-        overlap: bool,
-        transport: Transport | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, case: Case, waits: Waits, *, overlap: bool, ended: Ended | None = None) -> None:
+        self.waits = waits
         table = Table(
             name="table", num_embeddings=NUM_EMBEDDINGS, embedding_dim=DIM, feature_names=tuple(case.features)
         )
         kind = OverlappedEmbeddingCollection if case.is_sequence else OverlappedEmbeddingBagCollection
-        transport = transport or GlooTransport(timeout_s=_TIMEOUT_S, link=case.link)
+        transport = Noted(GlooTransport(timeout_s=_TIMEOUT_S, link=case.link), self.waits, ended)
         tables = kind([table], Adagrad(lr=LR, eps=EPS, row_wise=True), transport=transport)
         [key] = tables.state_dict()
         tables.load_state_dict({key: whole_table()})
         self.net = Net(tables, case)
         self.optimizer = torch.optim.SGD(self.net.over.parameters(), lr=LR)
-        self._pipeline: Any = OverlappedTrainPipeline(self.net, self.optimizer, overlap=overlap, clock=clock)
-
-    @property
-    def waited_s(self) -> float:
-        return self._pipeline.waited_s
+        self._pipeline: Any = OverlappedTrainPipeline(self.net, self.optimizer, overlap=overlap, clock=self.waits.clock)
 
     def progress(self, batches: Iterator[Sample]) -> Tensor:
         return self._pipeline.progress(batches)
@@ -88,6 +78,6 @@ class Ours:
         return self._pipeline.shutdown()
 
 
-def contestant(way: str, case: Case) -> Contestant:
-    """One of `WAYS`."""
-    return Rival(case) if way == "sync" else Ours(case, overlap=way == "ours")
+def contestant(way: str, case: Case, waits: Waits, ended: Ended | None = None) -> Rival | Ours:
+    """One of `WAYS`; `ended` is told of our messages."""
+    return Rival(case, waits) if way == "sync" else Ours(case, waits, overlap=way == "ours", ended=ended)

@@ -7,9 +7,10 @@ import statistics
 from typing import Any
 
 from benchmarks.overlap_parts.contestants import WAYS
-from benchmarks.overlap_parts.workload import CASES, DIM, LINK, NUM_ROWS, Case
+from benchmarks.overlap_parts.workload import CASES, DIM, NUM_ROWS, Case
 from benchmarks.ranks import run_ranks
 from benchmarks.result import put
+from lightning_intune.overlap import Link
 from lightning_intune.overlap.schedule import Workload, predict
 
 HEADLINE = "sequence-10"
@@ -44,8 +45,10 @@ def measured(world_size: int, num_steps: int, repeats: int, names: list[str]) ->
 
 
 def _mean(ranks: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    keys = "step_s", "exposed_s", "ids_s", "cpu_s"
+    keys = "step_s", "waited_s", "late_s", "ids_s", "cpu_s"
     means = {way: {key: statistics.mean(rank[way][key] for rank in ranks) for key in keys} for way in WAYS}
+    for mean in means.values():
+        mean["exposed_s"] = mean["waited_s"] - mean["late_s"]
     differ = [
         abs(theirs - ours)
         for rank in ranks
@@ -58,30 +61,31 @@ def _row(case: Case, world_size: int, pairs: Runs, exchange_s: float) -> dict[st
     row: dict[str, Any] = {}
     for way in WAYS:
         put(row, f"step_ms_{way}", [1e3 * pair[way]["step_s"] for pair in pairs])
-        put(row, f"exposed_ms_{way}", [1e3 * pair[way]["exposed_s"] for pair in pairs])
+        for part in ("waited", "late", "exposed", "cpu"):
+            put(row, f"{part}_ms_{way}", [1e3 * pair[way][f"{part}_s"] for pair in pairs])
         put(row, f"exposed_share_{way}", [pair[way]["exposed_s"] / pair[way]["step_s"] for pair in pairs])
-        put(row, f"cpu_ms_{way}", [1e3 * pair[way]["cpu_s"] for pair in pairs])
     put(row, "ids_ms_sync", [1e3 * pair["sync"]["ids_s"] for pair in pairs])
-    for key, rival in (("ratio_exposed", "sync"), ("ratio_exposed_to_waiting", "waiting")):
-        put(row, key, [pair["ours"]["exposed_s"] / pair[rival]["exposed_s"] for pair in pairs])
+    for part in ("exposed", "waited"):
+        for key, rival in ((f"ratio_{part}", "sync"), (f"ratio_{part}_to_waiting", "waiting")):
+            put(row, key, [pair["ours"][f"{part}_s"] / pair[rival][f"{part}_s"] for pair in pairs])
     put(row, "step_ratio", [pair["ours"]["step_s"] / pair["sync"]["step_s"] for pair in pairs])
     if case.link is not None:
-        put(row, "compute_ms", [1e3 * (pair["ours"]["step_s"] - pair["ours"]["exposed_s"]) for pair in pairs])
-        row["link_ms"] = 1e3 * _link_s(case, world_size)
+        put(row, "compute_ms", [1e3 * (pair["ours"]["step_s"] - pair["ours"]["waited_s"]) for pair in pairs])
+        row["link_ms"] = 1e3 * _link_s(case, case.link, world_size)
         row["is_covered"] = row["compute_ms"] > row["link_ms"]
         if case.layout == "sequence":
-            row["predicted"] = _predicted(case, world_size, pairs, exchange_s)
+            row["predicted"] = _predicted(case, case.link, world_size, pairs, exchange_s)
     return row
 
 
-def _link_s(case: Case, world_size: int) -> float:
+def _link_s(case: Case, link: Link, world_size: int) -> float:
     """What it takes to send what may lie behind compute: rows that do not collide, their gradients, ids, marks."""
     crossing = NUM_ROWS * (1 - 1 / world_size)
     sent_bytes = [16 * world_size, 4 * crossing, 2 * crossing, *[(1 - case.collisions) * crossing * 4 * DIM] * 2]
-    return sum(LINK.seconds(round(num_bytes)) for num_bytes in sent_bytes)
+    return sum(link.seconds(round(num_bytes)) for num_bytes in sent_bytes)
 
 
-def _predicted(case: Case, world_size: int, pairs: Runs, exchange_s: float) -> dict[str, float]:
+def _predicted(case: Case, link: Link, world_size: int, pairs: Runs, exchange_s: float) -> dict[str, float]:
     """Predicted over measured waiting. The model is given the measured compute time and the unshaped exchange's.
 
     TorchRec's sequences are foretold as `waiting`: it too sends a row and a gradient per id, and waits for both.
@@ -89,12 +93,12 @@ def _predicted(case: Case, world_size: int, pairs: Runs, exchange_s: float) -> d
     out: dict[str, float] = {}
     for way in WAYS:
         work = Workload(
-            compute_s=statistics.median(pair[way]["step_s"] - pair[way]["exposed_s"] for pair in pairs),
+            compute_s=statistics.median(pair[way]["step_s"] - pair[way]["waited_s"] for pair in pairs),
             num_rows=NUM_ROWS,
             row_bytes=4 * DIM,
             collision_share=case.collisions,
             exchange_s=exchange_s,
         )
-        exposed_s = predict(work, LINK, world_size, overlap=way == "ours").exposed_s
+        exposed_s = predict(work, link, world_size, overlap=way == "ours").exposed_s
         out[way] = exposed_s / statistics.median(pair[way]["exposed_s"] for pair in pairs)
     return out

@@ -5,37 +5,34 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from benchmarks.overlap_parts.contestants import WAYS, contestant
-from benchmarks.overlap_parts.rival import Rival
+from benchmarks.overlap_parts.waits import Waits, board_at
 from benchmarks.overlap_parts.workload import CASES, Case, Sample, batches
 
 SETTLED, LEFT = 4, 2
 """Steps before those that are measured, and behind them: TorchRec's pipeline takes two batches ahead."""
 
 
-def run(data: list[Sample], case: Case, way: str) -> dict[str, Any]:
-    """Means over the measured steps, in seconds; `ids_s` is what TorchRec's trainer waits for ids, and not exposed."""
-    one = contestant(way, case)
-
-    def ids_s() -> float:
-        return one.messages.waited_s("ids") if isinstance(one, Rival) else 0.0
-
+def run(data: list[Sample], case: Case, way: str, waits: Waits) -> dict[str, Any]:
+    """Means over the measured steps, in seconds: a step, its CPU time, and what `Waits.split_s` says."""
+    one = contestant(way, case, waits)
     iterator = iter(data)
     losses = [float(one.progress(iterator)) for _ in range(SETTLED)]
     dist.barrier()
-    before = time.perf_counter(), one.waited_s, ids_s(), time.process_time()
+    begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     num_steps = len(data) - SETTLED - LEFT
     losses += [float(one.progress(iterator)) for _ in range(num_steps)]
-    after = time.perf_counter(), one.waited_s, ids_s(), time.process_time()
+    ended_s, ended_cpu_s = time.perf_counter(), time.process_time()
     losses += [float(one.progress(iterator)) for _ in range(LEFT)]
     assert one.shutdown()
-    keys = "step_s", "exposed_s", "ids_s", "cpu_s"
-    means = [(end - begin) / num_steps for begin, end in zip(before, after, strict=True)]
-    return dict(zip(keys, means, strict=True)) | {"losses": losses}
+    dist.barrier()
+    sums = {"step_s": ended_s - begun_s, "cpu_s": ended_cpu_s - begun_cpu_s, **waits.split_s(begun_s, ended_s)}
+    return {key: seconds / num_steps for key, seconds in sums.items()} | {"losses": losses}
 
 
 def main() -> None:
@@ -47,7 +44,10 @@ def main() -> None:
         for name, runs in out.items():
             data = batches(CASES[name], int(rank), int(num_steps) + SETTLED + LEFT)
             turn = repeat % len(WAYS)
-            found = {way: run(data, CASES[name], way) for way in (*WAYS[turn:], *WAYS[:turn])}
+            found: dict[str, dict[str, Any]] = {}
+            for way in (*WAYS[turn:], *WAYS[:turn]):
+                board = board_at(Path(f"{store}-{repeat}-{name}-{way}"), int(world_size))
+                found[way] = run(data, CASES[name], way, Waits(rank=int(rank), board=board))
             assert found["waiting"]["losses"] == found["ours"]["losses"], "our two ways train the same, bit for bit"
             runs.append(found)
     sys.stdout.write(json.dumps(out) + "\n")

@@ -20,6 +20,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.overlap_parts.shaped import Messages, shaped
+from benchmarks.overlap_parts.waits import Waits
 from benchmarks.overlap_parts.workload import DIM, EPS, LR, NUM_EMBEDDINGS, Case, Net, Sample, whole_table
 
 # TorchRec 1.8 asks torch 2.13 by a name that torch has since given another meaning; nobody here can act on that.
@@ -66,16 +67,16 @@ def sharded(case: Case) -> Any:
 class Rival:
     """TorchRec's pipeline as a contestant."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, waits: Waits) -> None:
         self.net = Net(sharded(case), case)
         self.optimizer = torch.optim.SGD(self.net.over.parameters(), lr=LR)
         self._pipeline: Any = TrainPipelineSparseDist(self.net, self.optimizer, torch.device("cpu"))
-        self.messages = Messages(link=case.link)
+        self.messages = Messages(link=case.link, waits=waits)
 
     @property
-    def waited_s(self) -> float:
-        """For rows and gradients, forward and backward; not for ids."""
-        return self.messages.waited_s("rows")
+    def waits(self) -> Waits:
+        """For rows and gradients, forward and backward, and for ids."""
+        return self.messages.waits
 
     def progress(self, batches: Iterator[Sample]) -> Tensor:
         """Train on one batch."""

@@ -12,21 +12,19 @@ from typing import Any, final
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.overlap_parts.waits import Wait, Waits
 from lightning_intune.overlap import Link
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One that TorchRec sent, and what its trainer waited for it; seconds by `Messages.clock`."""
+    """One that TorchRec sent, and what its trainer waited for it; seconds by `Messages.waits.now`."""
 
-    kind: str
-    """`ids` or `rows`: whole numbers or floating point, gradients included."""
+    wait: Wait
     num_bytes: int
     sent_s: float
     ended_s: float
-    wait_begun_s: float
-    wait_ended_s: float
 
 
 @final
@@ -35,43 +33,40 @@ class Messages:
     """Those of a rank, in the order of the waits that ended; all waits are the trainer thread's."""
 
     link: Link | None
-    clock: Callable[[], float] = time.perf_counter
+    waits: Waits
     sleep: Callable[[float], None] = time.sleep
     found: list[Message] = field(default_factory=list[Message])
-
-    def waited_s(self, kind: str) -> float:
-        """For all messages of a kind so far."""
-        return sum(one.wait_ended_s - one.wait_begun_s for one in self.found if one.kind == kind)
 
 
 class _Work(dist.Work):
     """A message under way: its wait ends when gloo's does, but not before the link's."""
 
-    def __init__(self, work: Any, tensor: Tensor, num_bytes: int, sent_s: float, messages: Messages) -> None:
+    def __init__(self, work: Any, tensor: Tensor, num_bytes: int, number: int, messages: Messages) -> None:
         super().__init__()
-        self._work, self._num_bytes, self._sent_s, self._messages = work, num_bytes, sent_s, messages
+        self._work, self._num_bytes, self._number, self._messages = work, num_bytes, number, messages
         self._kind = "rows" if tensor.is_floating_point() else "ids"
         self._is_done = False
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         if self._is_done:
             return True
-        clock, link = self._messages.clock, self._messages.link
-        begun_s = clock()
+        waits, link = self._messages.waits, self._messages.link
+        begun_s = waits.now()
         self._work.wait(timeout)
-        due_s = self._sent_s + (0.0 if link is None else link.seconds(self._num_bytes))
-        left_s = due_s - clock()
+        came_s = waits.board[:, self._number]
+        due_s = float(came_s.max()) + (0.0 if link is None else link.seconds(self._num_bytes))
+        left_s = due_s - waits.now()
         if left_s > 0:
             self._messages.sleep(left_s)
-        ended_s = clock()
+        ended_s = waits.now()
         self._is_done = True
+        wait = Wait(begun_s=begun_s, ended_s=ended_s, kind=self._kind, message=self._number)
+        waits.found.append(wait)
         message = Message(
-            kind=self._kind,
+            wait=wait,
             num_bytes=self._num_bytes,
-            sent_s=self._sent_s,
+            sent_s=float(came_s[waits.rank]),
             ended_s=ended_s if link is None or begun_s < due_s else due_s,
-            wait_begun_s=begun_s,
-            wait_ended_s=ended_s,
         )
         self._messages.found.append(message)
         return True
@@ -82,9 +77,9 @@ def shaped(messages: Messages) -> Generator[None]:
     """Until the end, what TorchRec 1.8's row-wise sharding sends takes as long as `messages.link` would take for it.
 
     A message ends no earlier than the link's delay and the bytes that this rank sends to others, or gets from them,
-    whichever are more, would let it, counted from when it was sent. Each is alone on the link: of two under way at
-    once neither slows the other down, which flatters TorchRec. A reduce-scatter and an all-gather are taken to send
-    what they must: (ranks - 1) / ranks of the whole.
+    whichever are more, would let it, counted from when the last rank sent its part. Each is alone on the link: of two
+    under way at once neither slows the other down, which flatters TorchRec. A reduce-scatter and an all-gather are
+    taken to send what they must: (ranks - 1) / ranks of the whole.
     """
     names = {"all_to_all_single": _all_to_all, "reduce_scatter_tensor": _scatter, "all_gather_into_tensor": _gather}
     before = {name: getattr(dist, name) for name in names}
@@ -103,9 +98,9 @@ def _replaced(
     def replaced(output: Any = None, input: Any = None, *args: Any, **settings: Any) -> Any:  # noqa: A002 - torch's name
         if not settings.pop("async_op", False):
             raise NotImplementedError(f"{name} that is waited for at once: TorchRec 1.8's row-wise sharding has none")
-        sent_s = messages.clock()
+        number = messages.waits.came()
         work = call(output, input, *args, **settings, async_op=True)
-        return _Work(work, input, bytes_of(output, input, *args, **settings), sent_s, messages)
+        return _Work(work, input, bytes_of(output, input, *args, **settings), number, messages)
 
     return replaced
 

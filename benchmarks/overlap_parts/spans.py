@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from torch import Tensor
-
-from benchmarks.overlap_parts.contestants import Contestant
-from benchmarks.overlap_parts.shaped import Messages
+from benchmarks.overlap_parts.contestants import Contestant, Ours
+from benchmarks.overlap_parts.rival import Rival
 from lightning_intune.overlap.exchange import Exchange
-from lightning_intune.overlap.transport import Transport
 
 TRAINER, LINK, WORKER = "trainer thread", "messages", "exchange thread"
 _METHODS = {
@@ -48,16 +45,6 @@ class Recorder:
     """When each forward pass began."""
     kind: str = ""
     """What the exchange thread is about."""
-    _marks: list[float] = field(default_factory=list[float])
-
-    def clock(self) -> float:
-        """For `OverlappedTrainPipeline`, which reads it when a wait for rows begins, and when it ends."""
-        self._marks.append(time.perf_counter())
-        if len(self._marks) == 2:
-            begun_s, ended_s = self._marks
-            self._add(TRAINER, "waiting", begun_s, ended_s)
-            self._marks.clear()
-        return time.perf_counter()
 
     def watch(self, one: Contestant) -> None:
         """Forward, backward and dense optimizer step."""
@@ -79,15 +66,15 @@ class Recorder:
         one.optimizer.register_step_pre_hook(passed("backward"))
         one.optimizer.register_step_post_hook(passed("optimizer"))
 
-    def take(self, messages: Messages) -> None:
-        """TorchRec's messages and waits. Gradients are what is sent in a backward pass."""
+    def take(self, one: Rival | Ours) -> None:
+        """What its trainer waited for, and TorchRec's messages: gradients are those sent in a backward pass."""
+        for wait in one.waits.found:
+            self._add(TRAINER, "waiting for ids" if wait.kind == "ids" else "waiting", wait.begun_s, wait.ended_s)
         backward = [(span.begun_s, span.ended_s) for span in self.spans if span.name == "backward"]
-        for one in messages.found:
-            is_gradient = any(begun_s <= one.sent_s <= ended_s for begun_s, ended_s in backward)
-            name = "ids" if one.kind == "ids" else "gradients" if is_gradient else "rows"
-            self._add(LINK, name, one.sent_s, one.ended_s, one.num_bytes)
-            waiting = "waiting for ids" if one.kind == "ids" else "waiting"
-            self._add(TRAINER, waiting, one.wait_begun_s, one.wait_ended_s)
+        for message in one.messages.found if isinstance(one, Rival) else []:
+            is_gradient = any(begun_s <= message.sent_s <= ended_s for begun_s, ended_s in backward)
+            name = "ids" if message.wait.kind == "ids" else "gradients" if is_gradient else "rows"
+            self._add(LINK, name, message.sent_s, message.ended_s, message.num_bytes)
 
     @contextmanager
     def exchanges(self, *, overlap: bool) -> Generator[None]:
@@ -118,36 +105,3 @@ class Recorder:
 
     def _add(self, row: str, name: str, begun_s: float, ended_s: float, num_bytes: int = 0) -> None:
         self.spans.append(Span(row=row, name=name, begun_s=begun_s, ended_s=ended_s, num_bytes=num_bytes))
-
-
-@final
-class Traced:
-    """A transport whose messages are noted."""
-
-    def __init__(self, inner: Transport, recorder: Recorder) -> None:
-        self._inner, self._recorder = inner, recorder
-
-    @property
-    def rank(self) -> int:
-        return self._inner.rank
-
-    @property
-    def world_size(self) -> int:
-        return self._inner.world_size
-
-    @property
-    def device_types(self) -> tuple[str, ...]:
-        return self._inner.device_types
-
-    def open(self) -> None:
-        self._inner.open()
-
-    def describe(self) -> str:
-        return self._inner.describe()
-
-    def all_to_all(self, sent: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
-        begun_s = time.perf_counter()
-        received = self._inner.all_to_all(sent, sizes_out, sizes_in)
-        others_out, others_in = (sum(sizes) - sizes[self.rank] for sizes in (sizes_out, sizes_in))
-        self._recorder.message(begun_s, max(others_out, others_in) * sent.element_size())
-        return received

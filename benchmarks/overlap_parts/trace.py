@@ -7,17 +7,19 @@ import statistics
 import sys
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from benchmarks.overlap_parts.contestants import WAYS, Ours
+from benchmarks.overlap_parts.contestants import WAYS, contestant
 from benchmarks.overlap_parts.measured import HEADLINE
-from benchmarks.overlap_parts.rival import Rival
-from benchmarks.overlap_parts.spans import Recorder, Traced
-from benchmarks.overlap_parts.workload import CASES, LINK, batches
+from benchmarks.overlap_parts.spans import Recorder
+from benchmarks.overlap_parts.waits import Waits, board_at
+from benchmarks.overlap_parts.workload import CASES, batches
 from benchmarks.ranks import run_ranks
-from lightning_intune.overlap import GlooTransport
 
 _SETTLED, _TRACED, _LEFT = 4, 8, 2
 
@@ -53,22 +55,16 @@ def waited_s(spans: list[dict[str, Any]], begun_s: float, ended_s: float) -> flo
     )
 
 
-def _trace(way: str, rank: int) -> dict[str, Any]:
+def _trace(way: str, rank: int, board: NDArray[np.float64]) -> dict[str, Any]:
     case, recorder = CASES[HEADLINE], Recorder()
-    one: Rival | Ours
-    if way == "sync":
-        one = Rival(case)
-    else:
-        transport = Traced(GlooTransport(timeout_s=120, link=LINK), recorder)
-        one = Ours(case, overlap=way == "ours", transport=transport, clock=recorder.clock)
+    one = contestant(way, case, Waits(rank=rank, board=board), recorder.message)
     recorder.watch(one)
     iterator = iter(batches(case, rank, _SETTLED + _TRACED + _LEFT))
     with recorder.exchanges(overlap=way == "ours"):
         for _ in range(_SETTLED + _TRACED + _LEFT):
             one.progress(iterator)
         assert one.shutdown()
-    if isinstance(one, Rival):
-        recorder.take(one.messages)
+    recorder.take(one)
     begins = recorder.steps[-_TRACED - _LEFT : len(recorder.steps) - _LEFT + 1]
     first_s, last_s = begins[0], begins[-1]
     spans = [
@@ -94,9 +90,11 @@ def main() -> None:
     """RANK WORLD_SIZE STORE."""
     rank, world_size, store = sys.argv[1:4]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
-    found = {way: _trace(way, int(rank)) for way in WAYS}
-    for way in reversed(WAYS):  # there and back, as what trains last in a process need not fare as what is first
-        found[way] = _joined(found[way], _trace(way, int(rank)))
+    found: dict[str, dict[str, Any]] = {}
+    for way in (*WAYS, *reversed(WAYS)):  # there and back: what trains last in a process may fare otherwise
+        board = board_at(Path(f"{store}-{way}-{way in found}"), int(world_size))
+        traced = _trace(way, int(rank), board)
+        found[way] = _joined(found[way], traced) if way in found else traced
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
     dist.destroy_process_group()

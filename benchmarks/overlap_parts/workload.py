@@ -20,7 +20,10 @@ NUM_ROWS = BATCH_SIZE * IDS_PER_SAMPLE
 """Ids of a rank's batch, all of them different: TorchRec's deduplication of ids (`use_index_dedup`) has no CPU kernel,
 so that repeated ids would cost it bytes which are no merit of a schedule."""
 WIDTH = 640
-LINK = Link(delay_s=2e-4, bytes_per_s=25e6)
+LINK = Link(delay_s=2e-4, bytes_per_s=12.5e6)
+"""Slow against what waking a thread takes where ranks share cores (up to a tick of 4 ms), which a faster link's waits
+would consist of; but no slower than compute can cover. `FASTER_LINK` says what that is worth."""
+FASTER_LINK = Link(delay_s=2e-4, bytes_per_s=25e6)
 LR, EPS = 0.01, 1e-8
 
 
@@ -55,12 +58,13 @@ class Case:
         return DIM if self.layout == "bags" else DIM * IDS_PER_SAMPLE
 
 
-DEPTH = 6
+DEPTH = 8
 CASES = {
     "sequence-0": Case(layout="sequence", collisions=0.0, depth=DEPTH, link=LINK),
     "sequence-10": Case(layout="sequence", collisions=0.1, depth=DEPTH, link=LINK),
     "sequence-50": Case(layout="sequence", collisions=0.5, depth=DEPTH, link=LINK),
     "sequence-100": Case(layout="sequence", collisions=1.0, depth=DEPTH, link=LINK),
+    "faster_link-10": Case(layout="sequence", collisions=0.1, depth=DEPTH, link=FASTER_LINK),
     "one_hot-10": Case(layout="one_hot", collisions=0.1, depth=DEPTH, link=LINK),
     "bags-10": Case(layout="bags", collisions=0.1, depth=DEPTH, link=LINK),
     "uncovered-10": Case(layout="sequence", collisions=0.1, depth=0, link=LINK),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ pytest.importorskip("torchrec.distributed.embedding", exc_type=ImportError)
 from benchmarks.overlap_parts.measured import HEADLINE, SAME_LOSS, UNSHAPED_BARE, measured
 from benchmarks.overlap_parts.plot import draw, save_trace
 from benchmarks.overlap_parts.shaped import Messages, shaped
+from benchmarks.overlap_parts.waits import Waits, board_at
 from benchmarks.overlap_parts.workload import CASES, NUM_ROWS, batches
 from lightning_intune.overlap import Link
 
@@ -48,7 +51,12 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Now:
 
 
 def messages_of(now: Now) -> Messages:
-    return Messages(link=Link(delay_s=0.5, bytes_per_s=8.0), clock=lambda: now.now_s, sleep=now.sleep)
+    waits = Waits(rank=1, board=np.zeros((4, 3)), now=lambda: now.now_s)
+    return Messages(link=Link(delay_s=0.5, bytes_per_s=8.0), waits=waits, sleep=now.sleep)
+
+
+def seconds(messages: Messages, key: str) -> float:
+    return messages.waits.split_s(0.0, float("inf"))[key]
 
 
 def test_a_wait_ends_when_the_link_would_have_brought_the_message_counted_from_its_being_sent(now: Now) -> None:
@@ -59,7 +67,7 @@ def test_a_wait_ends_when_the_link_would_have_brought_the_message_counted_from_i
     assert work.wait()
     # 8 floats go to the other ranks, 7 come from them: 0.5 + 32 / 8 s, of which 1.5 had gone by.
     assert now.slept == [3.0]
-    assert messages.waited_s("rows") == 3.0
+    assert seconds(messages, "waited_s") == 3.0
     assert work.wait()
     assert now.slept == [3.0]  # TorchRec waits twice for some
 
@@ -71,10 +79,42 @@ def test_what_compute_has_covered_is_not_waited_for(now: Now) -> None:
     now.now_s += 60
     ids.wait()
     assert now.slept == []
-    assert messages.waited_s("ids") == messages.waited_s("rows") == 0.0
+    assert seconds(messages, "ids_s") == seconds(messages, "waited_s") == 0.0
     [message] = messages.found
     assert message.num_bytes == 24  # three of four ids of 8 bytes
     assert message.ended_s == 100.0 + 0.5 + 24 / 8
+
+
+def test_the_link_counts_from_the_last_ranks_coming_and_the_wait_until_then_is_for_that_rank(now: Now) -> None:
+    messages = messages_of(now)
+    with shaped(messages):
+        first: Any = dist.all_to_all_single(torch.zeros(4), torch.zeros(4), async_op=True)
+        second: Any = dist.all_to_all_single(torch.zeros(4), torch.zeros(4), async_op=True)
+    messages.waits.board[3] = [102.5, 100.0, 0.0]
+    now.now_s += 1.0  # computes meanwhile
+    first.wait()
+    # 12 bytes go: 0.5 + 12 / 8 s behind 102.5, of which 1.5 s went by before the last rank came.
+    assert now.now_s == 104.5
+    assert seconds(messages, "waited_s") == 3.5
+    assert seconds(messages, "late_s") == 1.5
+    second.wait()
+    assert now.now_s == 104.5
+
+
+def test_our_waits_are_split_by_the_messages_that_were_under_way(tmp_path: Path) -> None:
+    times = iter([1.0, 2.0, 4.0, 5.0, 9.0])
+    waits, other = (
+        Waits(rank=rank, board=board_at(tmp_path / "board", 2), now=partial(next, clock))
+        for rank, clock in enumerate((times, iter([3.0, 4.5, 8.5])))
+    )
+    assert [waits.came(), other.came(), other.came(), other.came()] == [0, 0, 1, 2]
+    waits.clock()  # waits from 2
+    assert waits.came() == 1
+    assert waits.came() == 2
+    waits.clock()  # until 9
+    # The other came to the first message a second into the wait, to the second half a second behind us, ...
+    assert waits.split_s(0.0, 10.0) == {"waited_s": 7.0, "late_s": 1.0 + 0.5 + 3.5, "ids_s": 0.0}
+    assert waits.split_s(0.0, 2.0) == {"waited_s": 0.0, "late_s": 0.0, "ids_s": 0.0}
 
 
 @pytest.mark.parametrize(
