@@ -20,14 +20,14 @@ cores, and their computes differ, by every way alike. Exposed is the rest. The r
 trainer reads, pools and updates rows itself: that is no wait, and is in `step_ms_sync`. `ratio_waited` compares with
 late ranks, `ratio_exposed` without.
 
-No id stands twice in a rank's batch: TorchRec's deduplication of ids has no CPU kernel, and ours should gain nothing
-by that. `exposed_share`, `ratio_exposed` and `predicted_vs_measured` are of `sequence-10`: an `EmbeddingCollection`
-with 24 ids a sample, of which 10 % collide. `cases` has the others: more and less collisions, a link twice as fast,
-one-hot features and bags of 24 ids (pooled: TorchRec sends a bag's sum where ours sends its rows), `uncovered` with too
-little compute to hide behind, and `unshaped`: no shaped link, so nothing to hide, with the same compute, and
-`unshaped_bare` with hardly any. `is_covered` says whether `compute_ms` is longer than `link_ms`, what the link needs for all that does not
-collide. Compute is a perceptron on the CPUs, which exchange and other ranks compete for; beside a GPU they would not.
-Ranks share the cores where there are fewer of them.
+No id stands twice in a rank's batch: TorchRec's deduplication of ids has no CPU kernel, and ours should gain nothing by
+that. `exposed_share`, `ratio_exposed` and `predicted_vs_measured` are of `sequence-10`: an `EmbeddingCollection` with
+24 ids a sample, of which 10 % collide. `cases` has the others: more and less collisions, a link twice as fast, one-hot
+features and bags of 24 ids (pooled: TorchRec sends a bag's sum where ours sends its rows), `uncovered` with too little
+compute to hide behind, and `unshaped`: no shaped link, so nothing to hide, with the same compute, and `unshaped_bare`
+with hardly any. `is_covered` says whether `compute_ms` is longer than `link_ms`, what the link needs for all that does
+not collide. Compute is a perceptron on the CPUs, which exchange and other ranks compete for; beside a GPU they would
+not. Ranks share the cores where there are fewer of them.
 
 The trace is of 2 ranks. `predicted` beyond 4 ranks is a model's word, for the workload named there, and was measured
 nowhere. `--quick` takes fewer steps, repeats and cases, and draws nothing into `benchmarks/results`.
