@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from lightning_intune.errors import ConfigError, StageError
+from lightning_intune.flow.allocator import give_back_memory
 from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
 from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.flow.trail import Progress, Trail
@@ -286,6 +287,7 @@ class ElasticLoader(Generic[T]):
             elif self._asked_epoch is None:
                 self._asked_epoch = self._epoch
         shut_down(self.root)
+        give_back_memory()
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, final
 
 from lightning_intune.errors import stage_error
+from lightning_intune.flow.allocator import keep_freed_memory
 from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
 from lightning_intune.flow.forks import renew_after_fork
@@ -78,6 +79,7 @@ class Run:
         self._fault: BaseException | None = None
         self._end_text = "was shut down"
         renew_after_fork(self)
+        keep_freed_memory()
 
     # ---- the consumer ----
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing.spawn
 import os
 import pickle
@@ -20,6 +19,7 @@ from typing import Any, final
 
 import numpy as np
 
+from lightning_intune.flow.allocator import keep_all_memory
 from lightning_intune.flow.lanes.arena import Budget
 from lightning_intune.flow.lanes.function import load_function
 from lightning_intune.flow.lanes.lane import Failed
@@ -29,8 +29,6 @@ from lightning_intune.flow.lanes.wire import AGAIN, BROKEN, DONE, READY, RUN, Ch
 _RANDOM = np.random  # NumPy loads it at first use: now, not in every fork (10 ms)
 MAIN_AGAIN = "__mp_main__"  # multiprocessing's name for the parent's script, imported here
 _GRACE_S = 1.0  # between the parent's end and this process's, for code that is just finishing
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
-_KEPT_BYTES = 1 << 30
 
 
 @final
@@ -244,7 +242,4 @@ def _tame_libraries() -> None:
     if torch is not None:
         torch.set_num_threads(1)  # the stage's width is the parallelism
         torch.default_generator.manual_seed(int.from_bytes(os.urandom(7), "little"))
-    with contextlib.suppress(AttributeError, OSError):  # no glibc: its default stays
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((_M_MMAP_THRESHOLD, _KEPT_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, 1)):
-            mallopt(option, value)
+    keep_all_memory()
