@@ -14,10 +14,11 @@ overlapped.
 Waited is, of `sync`, what the trainer thread spends in the waits for rows (or pooled bags), forward, and their
 gradients, backward; not its waits for ids, which TorchRec hides as well (`ids_ms_sync` says how long they were). Of
 `waiting` and `ours`, all that the trainer thread waits in the forward pass for its rows to be complete, for which
-reason soever: ids, gradients and rows, their reading and updating by the exchange thread. Of it, late is the time in
-which this rank had come to a message and another had not, so that no link could have carried it yet: ranks share the
-cores, and their computes differ, by every way alike. Exposed is the rest. The ranks' times are by one clock. TorchRec's
-trainer reads, pools and updates rows itself: that is no wait, and is in `step_ms_sync`. `ratio_waited` compares with
+reason soever: ids, gradients and rows, their reading and updating by the exchange thread. Of it, late is the time until
+the last rank's trainer had sent its part (TorchRec), or handed its gradients over (ours): computes differ where ranks
+share cores, and no schedule of messages can send what is not computed. Exposed is the rest, by ours with all that the
+exchange threads wait for each other. The ranks' times are by one clock. TorchRec's trainer reads, pools and updates
+rows itself, and others wait for that as for its compute: it is in `step_ms_sync` only. `ratio_waited` compares with
 late ranks, `ratio_exposed` without.
 
 No id stands twice in a rank's batch: TorchRec's deduplication of ids has no CPU kernel, and ours should gain nothing by

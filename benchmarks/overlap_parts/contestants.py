@@ -20,6 +20,7 @@ from lightning_intune.overlap import (
     OverlappedTrainPipeline,
     Table,
 )
+from lightning_intune.overlap.transport import Transport
 
 WAYS = ("sync", "waiting", "ours")
 """TorchRec's `TrainPipelineSparseDist`; our pipeline with `overlap=False`; our pipeline."""
@@ -63,12 +64,15 @@ class Ours:
             name="table", num_embeddings=NUM_EMBEDDINGS, embedding_dim=DIM, feature_names=tuple(case.features)
         )
         kind = OverlappedEmbeddingCollection if case.is_sequence else OverlappedEmbeddingBagCollection
-        transport = Noted(GlooTransport(timeout_s=_TIMEOUT_S, link=case.link), self.waits, ended)
+        transport: Transport = GlooTransport(timeout_s=_TIMEOUT_S, link=case.link)
+        if ended is not None:
+            transport = Noted(transport, ended)
         tables = kind([table], Adagrad(lr=LR, eps=EPS, row_wise=True), transport=transport)
         [key] = tables.state_dict()
         tables.load_state_dict({key: whole_table()})
         self.net = Net(tables, case)
         self.optimizer = torch.optim.SGD(self.net.over.parameters(), lr=LR)
+        self.optimizer.register_step_pre_hook(lambda *_: self._handed_over())
         self._pipeline: Any = OverlappedTrainPipeline(self.net, self.optimizer, overlap=overlap, clock=self.waits.clock)
 
     def progress(self, batches: Iterator[Sample]) -> Tensor:
@@ -76,6 +80,10 @@ class Ours:
 
     def shutdown(self) -> bool:
         return self._pipeline.shutdown()
+
+    def _handed_over(self) -> None:
+        """The dense optimizer steps right behind the gradients' handing over."""
+        self.waits.came()
 
 
 def contestant(way: str, case: Case, waits: Waits, ended: Ended | None = None) -> Rival | Ours:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import final
 
 from torch import Tensor
 
-from benchmarks.overlap_parts.waits import Waits
 from lightning_intune.overlap.transport import Transport
 
 Ended = Callable[[float, int], None]
@@ -18,8 +18,8 @@ Ended = Callable[[float, int], None]
 class Noted:
     """`inner`, whose messages are noted."""
 
-    def __init__(self, inner: Transport, waits: Waits, ended: Ended | None = None) -> None:
-        self._inner, self._waits, self._ended = inner, waits, ended
+    def __init__(self, inner: Transport, ended: Ended) -> None:
+        self._inner, self._ended = inner, ended
 
     @property
     def rank(self) -> int:
@@ -40,9 +40,8 @@ class Noted:
         return self._inner.describe()
 
     def all_to_all(self, sent: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
-        number = self._waits.came()
+        begun_s = time.perf_counter()
         received = self._inner.all_to_all(sent, sizes_out, sizes_in)
-        if self._ended is not None:
-            others_out, others_in = (sum(sizes) - sizes[self.rank] for sizes in (sizes_out, sizes_in))
-            self._ended(float(self._waits.board[self.rank, number]), max(others_out, others_in) * sent.element_size())
+        others_out, others_in = (sum(sizes) - sizes[self.rank] for sizes in (sizes_out, sizes_in))
+        self._ended(begun_s, max(others_out, others_in) * sent.element_size())
         return received

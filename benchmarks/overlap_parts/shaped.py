@@ -60,7 +60,7 @@ class _Work(dist.Work):
             self._messages.sleep(left_s)
         ended_s = waits.now()
         self._is_done = True
-        wait = Wait(begun_s=begun_s, ended_s=ended_s, kind=self._kind, message=self._number)
+        wait = Wait(begun_s=begun_s, ended_s=ended_s, coming=self._number, kind=self._kind)
         waits.found.append(wait)
         message = Message(
             wait=wait,

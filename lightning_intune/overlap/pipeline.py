@@ -90,7 +90,7 @@ class OverlappedTrainPipeline(Generic[In]):
         self._last_update: Future[None] | None = None
         self._failure: BaseException | None = None
         self.waited_s = 0.0
-        """How long steps have waited for rows so far: exposed communication."""
+        """How long steps have waited for rows so far: exposed communication, and ranks that came late."""
         for collection in collections.values():
             collection.feed = self
 

@@ -101,20 +101,21 @@ def test_the_link_counts_from_the_last_ranks_coming_and_the_wait_until_then_is_f
     assert now.now_s == 104.5
 
 
-def test_our_waits_are_split_by_the_messages_that_were_under_way(tmp_path: Path) -> None:
-    times = iter([1.0, 2.0, 4.0, 5.0, 9.0])
-    waits, other = (
-        Waits(rank=rank, board=board_at(tmp_path / "board", 2), now=partial(next, clock))
-        for rank, clock in enumerate((times, iter([3.0, 4.5, 8.5])))
+def test_our_waits_are_split_where_the_last_trainer_hands_over(tmp_path: Path) -> None:
+    ours, other = (
+        Waits(rank=rank, board=board_at(tmp_path / "board", 2), now=partial(next, iter(times)))
+        for rank, times in enumerate(([0.0, 0.5, 1.0, 2.0, 9.0, 11.0, 12.0, 14.0], [5.5, 10.0]))
     )
-    assert [waits.came(), other.came(), other.came(), other.came()] == [0, 0, 1, 2]
-    waits.clock()  # waits from 2
-    assert waits.came() == 1
-    assert waits.came() == 2
-    waits.clock()  # until 9
-    # The other came to the first message a second into the wait, to the second half a second behind us, ...
-    assert waits.split_s(0.0, 10.0) == {"waited_s": 7.0, "late_s": 1.0 + 0.5 + 3.5, "ids_s": 0.0}
-    assert waits.split_s(0.0, 2.0) == {"waited_s": 0.0, "late_s": 0.0, "ids_s": 0.0}
+    for _ in range(2):  # before anybody came: the first step's rows
+        ours.clock()
+    assert [ours.came(), other.came(), other.came()] == [0, 0, 1]
+    for _ in range(2):
+        ours.clock()
+    assert ours.came() == 1  # a second behind the other
+    for _ in range(2):
+        ours.clock()
+    assert ours.split_s(0.0, 20.0) == {"waited_s": 0.5 + 7.0 + 2.0, "late_s": 3.5, "ids_s": 0.0}
+    assert ours.split_s(0.0, 2.0) == {"waited_s": 0.5, "late_s": 0.0, "ids_s": 0.0}
 
 
 @pytest.mark.parametrize(
