@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 
@@ -24,15 +23,8 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def resident_mib() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / MIB
-
-
 def main() -> None:
-    """NAME=VALUE...: an environment that glibc, which has read its own by now, does not see, and we do."""
-    os.environ.update(argument.split("=", 1) for argument in sys.argv[1:])
-    before_mib = resident_mib()
+    """Page faults per item, behind the first ten."""
     with ElasticLoader(ElasticMapper(IterableSource(range(40)), work, 1)) as loader:
         items = iter(loader)
         for _ in range(10):
@@ -40,7 +32,7 @@ def main() -> None:
         before = faults()
         assert [*items][-1] == 39
         pages = (faults() - before) / 30
-    sys.stdout.write(json.dumps({"pages": pages, "kept_mib": resident_mib() - before_mib}) + "\n")
+    sys.stdout.write(json.dumps({"pages": pages}) + "\n")
 
 
 if __name__ == "__main__":
