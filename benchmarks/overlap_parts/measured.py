@@ -86,9 +86,10 @@ def _link_s(case: Case, link: Link, world_size: int) -> float:
 
 
 def _predicted(case: Case, link: Link, world_size: int, pairs: Runs, exchange_s: float) -> dict[str, float]:
-    """Predicted over measured waiting. The model is given the measured compute time and the unshaped exchange's.
+    """Predicted over measured exposure; neither has late ranks in it.
 
-    TorchRec's sequences are foretold as `waiting`: it too sends a row and a gradient per id, and waits for both.
+    The model is given the measured compute time and the unshaped exchange's. TorchRec's sequences are foretold as
+    `waiting`: it too sends a row and a gradient per id, and waits for both.
     """
     out: dict[str, float] = {}
     for way in WAYS:
