@@ -48,14 +48,24 @@ class RollCall:
         hang_up()
         if is_sure:
             return self._agree(self._charge(call, error))
-        late = [rank for rank in range(self._world_size) if int(self._told("come", rank) or 0) < call]
+        until_s = self._clock() + _GRACE_S
+        # One that waits in the call before for the one at fault is late as well, but gives up and says so.
+        while len(late := self._late(call)) > 1 and not self._is_known() and self._clock() < until_s:
+            self._sleep(_POLL_S)
         if error.kind is Kind.LATE and late:
             names = ", ".join(map(str, late))
             return self._agree(f"rank {names} did not come within {self._timeout_s:g} s, or had ended")
-        until_s = self._clock() + _GRACE_S
-        while not self._store.check(["blame"]) and self._clock() < until_s:
+        while not self._is_known() and self._clock() < until_s:
             self._sleep(_POLL_S)
         return self._agree(self._follow(points_at))
+
+    def _late(self, call: int) -> list[int]:
+        """Ranks that have not come to it, less those that have given up."""
+        ranks = range(self._world_size)
+        return [rank for rank in ranks if int(self._told("come", rank) or 0) < call and not self._told("broke", rank)]
+
+    def _is_known(self) -> bool:
+        return self._store.check(["blame"])
 
     def _charge(self, call: int, error: RingError) -> str:
         if error.kind is Kind.ENDED:

@@ -255,6 +255,33 @@ def test_a_rank_that_stands_still_is_found_from_rank_to_rank_in_whatever_order_t
     assert len(told) == num - 1
 
 
+@given(num=st.integers(3, 8), data=st.data())
+def test_who_waits_in_the_call_before_for_the_one_at_fault_is_not_blamed_with_it(num: int, data: st.DataObject) -> None:
+    """Some have what they need of a call and wait in the next; the others wait in it. They give up in any order."""
+    at_fault = data.draw(st.integers(0, num - 1))
+    calls = [data.draw(st.integers(3, 4)) if rank != at_fault else 3 for rank in range(num)]
+    waiting = data.draw(st.permutations([rank for rank in range(num) if rank != at_fault]))
+    now, told = [0.0], dict[int, str]()
+
+    def give_up(rank: int) -> None:
+        previous = (rank - 1) % num
+        told[rank] = made[rank].judge(calls[rank], RingError(Kind.LATE, previous, previous, ""), lambda: None)
+
+    def sleep(wait_s: float) -> None:  # while one waits, the next gives up
+        now[0] += wait_s
+        if waiting:
+            give_up(waiting.pop())
+
+    made = rolls(dist.HashStore(), num, sleep, lambda: now[0])
+    for roll, call in zip(made, calls, strict=True):
+        roll.come(call)
+    while waiting:
+        give_up(waiting.pop())
+    assert len(told) == num - 1
+    [verdict] = set(told.values())
+    assert verdict.startswith(f"rank {at_fault} ")
+
+
 def test_a_verdict_is_the_same_on_all_ranks_and_names_the_first_cause() -> None:
     def never(_: float) -> None:
         raise AssertionError("nobody has to wait")
