@@ -65,7 +65,7 @@ CLUSTER = Link(delay_s=2e-5, bytes_per_s=5e9)
 
 def measure(quick: bool) -> dict[str, Any]:
     """All keys of `overlap`."""
-    steps, repeats = (4, 1) if quick else (10, 5)
+    steps, repeats = (3, 1) if quick else (10, 5)
     figures: dict[str, Any] = {"runs": repeats, "link": f"SHAPED: {LINK}", "depth": DEPTH} | planning(
         9 if quick else 99
     )
