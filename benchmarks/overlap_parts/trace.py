@@ -21,12 +21,15 @@ from benchmarks.overlap_parts.waits import Waits, board_at
 from benchmarks.overlap_parts.workload import CASES, batches
 from benchmarks.ranks import run_ranks
 
-_SETTLED, _TRACED, _LEFT = 4, 8, 2
+_SETTLED, _LEFT = 4, 2
 
 
-def traced() -> dict[str, Any]:
-    """By way, what rank 0 of 2 did: `spans`, and `steps`, the traced ones' begin and end; seconds from the first."""
-    return run_ranks("benchmarks.overlap_parts.trace", 2, limit_s=300)[0]
+def traced(num_steps: int) -> dict[str, Any]:
+    """By way, what rank 0 of 2 did: `spans`, and `steps`, the traced ones' begin and end; seconds from the first.
+
+    Twice `num_steps` are traced, the ways there and back.
+    """
+    return run_ranks("benchmarks.overlap_parts.trace", 2, num_steps, limit_s=300)[0]
 
 
 def typical_step(found: dict[str, Any]) -> tuple[float, float]:
@@ -55,17 +58,17 @@ def waited_s(spans: list[dict[str, Any]], begun_s: float, ended_s: float) -> flo
     )
 
 
-def _trace(way: str, rank: int, board: NDArray[np.float64]) -> dict[str, Any]:
+def _trace(way: str, rank: int, num_steps: int, board: NDArray[np.float64]) -> dict[str, Any]:
     case, recorder = CASES[HEADLINE], Recorder()
     one = contestant(way, case, Waits(rank=rank, board=board), recorder.message)
     recorder.watch(one)
-    iterator = iter(batches(case, rank, _SETTLED + _TRACED + _LEFT))
+    iterator = iter(batches(case, rank, _SETTLED + num_steps + _LEFT))
     with recorder.exchanges(overlap=way == "ours"):
-        for _ in range(_SETTLED + _TRACED + _LEFT):
+        for _ in range(_SETTLED + num_steps + _LEFT):
             one.progress(iterator)
         assert one.shutdown()
     recorder.take(one)
-    begins = recorder.steps[-_TRACED - _LEFT : len(recorder.steps) - _LEFT + 1]
+    begins = recorder.steps[-num_steps - _LEFT : len(recorder.steps) - _LEFT + 1]
     first_s, last_s = begins[0], begins[-1]
     spans = [
         asdict(span) | {"begun_s": max(span.begun_s, first_s) - first_s, "ended_s": min(span.ended_s, last_s) - first_s}
@@ -87,13 +90,13 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """RANK WORLD_SIZE STORE."""
-    rank, world_size, store = sys.argv[1:4]
+    """RANK WORLD_SIZE STORE NUM_STEPS."""
+    rank, world_size, store, num_steps = sys.argv[1:5]
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size))
     found: dict[str, dict[str, Any]] = {}
     for way in (*WAYS, *reversed(WAYS)):  # there and back: what trains last in a process may fare otherwise
         board = board_at(Path(f"{store}-{way}-{way in found}"), int(world_size))
-        traced = _trace(way, int(rank), board)
+        traced = _trace(way, int(rank), int(num_steps), board)
         found[way] = _joined(found[way], traced) if way in found else traced
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
