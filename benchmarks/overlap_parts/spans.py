@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from benchmarks.overlap_parts.contestants import Contestant, Ours
+from torch import Tensor
+
+from benchmarks.overlap_parts.contestants import Ours
 from benchmarks.overlap_parts.rival import Rival
+from lightning_intune.overlap import GlooTransport
 from lightning_intune.overlap.exchange import Exchange
 
 TRAINER, LINK, WORKER = "trainer thread", "messages", "exchange thread"
@@ -46,7 +49,7 @@ class Recorder:
     kind: str = ""
     """What the exchange thread is about."""
 
-    def watch(self, one: Contestant) -> None:
+    def watch(self, one: Rival | Ours) -> None:
         """Forward, backward and dense optimizer step."""
         last: list[float] = [0.0]
 
@@ -78,13 +81,16 @@ class Recorder:
 
     @contextmanager
     def exchanges(self, *, overlap: bool) -> Generator[None]:
-        """Until the end, note what every exchange of this process does."""
+        """Until the end, note what every exchange of this process does, and its messages over gloo."""
         before = {name: getattr(Exchange, name) for name in _METHODS}
         for name, kind in _METHODS.items():
             setattr(Exchange, name, self._noted(before[name], kind if overlap else kind.split()[-1]))
+        send = GlooTransport.all_to_all
+        GlooTransport.all_to_all = self._sent(send)
         try:
             yield
         finally:
+            GlooTransport.all_to_all = send
             for name, method in before.items():
                 setattr(Exchange, name, method)
 
@@ -99,9 +105,15 @@ class Recorder:
 
         return noted
 
-    def message(self, begun_s: float, num_bytes: int) -> None:
-        """One of the exchange thread ends now."""
-        self._add(WORKER, self.kind, begun_s, time.perf_counter(), num_bytes)
+    def _sent(self, send: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def sent(transport: GlooTransport, values: Tensor, sizes_out: list[int], sizes_in: list[int]) -> Tensor:
+            begun_s = time.perf_counter()
+            received = send(transport, values, sizes_out, sizes_in)
+            num_values = max(sum(sizes) - sizes[transport.rank] for sizes in (sizes_out, sizes_in))  # to or from others
+            self._add(WORKER, self.kind, begun_s, time.perf_counter(), num_values * values.element_size())
+            return received
+
+        return sent
 
     def _add(self, row: str, name: str, begun_s: float, ended_s: float, num_bytes: int = 0) -> None:
         self.spans.append(Span(row=row, name=name, begun_s=begun_s, ended_s=ended_s, num_bytes=num_bytes))

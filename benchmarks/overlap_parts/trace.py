@@ -60,7 +60,7 @@ def waited_s(spans: list[dict[str, Any]], begun_s: float, ended_s: float) -> flo
 
 def _trace(way: str, rank: int, num_steps: int, board: NDArray[np.float64]) -> dict[str, Any]:
     case, recorder = CASES[HEADLINE], Recorder()
-    one = contestant(way, case, Waits(rank=rank, board=board), recorder.message)
+    one = contestant(way, case, Waits(rank=rank, board=board))
     recorder.watch(one)
     iterator = iter(batches(case, rank, _SETTLED + num_steps + _LEFT))
     with recorder.exchanges(overlap=way == "ours"):
