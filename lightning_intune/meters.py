@@ -91,6 +91,8 @@ class FlowStats:
     """CPU seconds of this process, all threads, children not included."""
     stages: tuple[StageStats, ...]
     """In the order the data flows."""
+    startup_cpu_s: float = 0.0
+    """CPU seconds of what starts worker processes (their imports): ours, and no part of what a sample costs."""
 
     def since(self, before: FlowStats) -> FlowStats:
         """The window from `before` to here. Both readings must show the same stages, else ValueError."""
@@ -104,6 +106,7 @@ class FlowStats:
             wait_s=self.wait_s - before.wait_s,
             process_cpu_s=self.process_cpu_s - before.process_cpu_s,
             stages=tuple(now.since(old) for now, old in zip(self.stages, before.stages, strict=True)),
+            startup_cpu_s=self.startup_cpu_s - before.startup_cpu_s,
         )
 
     @property

@@ -21,7 +21,8 @@ class Neighbours:
 
     def observe(self, stats: FlowStats, budget: BudgetReading) -> float:
         """CPUs out of `budget.cpus` that others kept busy since the last call; 0 at first and where unknown."""
-        ours_s = stats.process_cpu_s + sum(stage.cpu_s for stage in stats.stages if stage.lane == "process")
+        ours_s = stats.process_cpu_s + stats.startup_cpu_s
+        ours_s += sum(stage.cpu_s for stage in stats.stages if stage.lane == "process")
         now = (stats.time_s, budget.host_busy_s, ours_s)
         last, self._last = self._last, now
         if last is None or budget.host_busy_s <= 0 or budget.allowed_cpus <= 0:

@@ -14,6 +14,7 @@ from torch.utils.data import SequentialSampler
 
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow.allocator import give_back_memory
+from lightning_intune.flow.lanes.forking import FORK_SERVER
 from lightning_intune.flow.node import BaseNode, State, set_epoch, shut_down, walk
 from lightning_intune.flow.stage import ElasticStage
 from lightning_intune.flow.trail import Progress, Trail
@@ -268,6 +269,7 @@ class ElasticLoader(Generic[T]):
             wait_s=self._wait_s,
             process_cpu_s=time.process_time(),
             stages=tuple(stage.stats() for stage in self.stages.values()),
+            startup_cpu_s=FORK_SERVER.cpu_s(),
         )
 
     def roofline(self, cores: float | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -169,3 +170,10 @@ class HasTable:
 
     def __call__(self, item: int) -> float:
         return float(self.table[item])
+
+
+def was_imported(name: str) -> bool:
+    """Import that module; whether this process had it before."""
+    had = name in sys.modules
+    importlib.import_module(name)
+    return had

@@ -23,8 +23,9 @@ from lightning_intune.flow.allocator import keep_all_memory
 from lightning_intune.flow.lanes.arena import Budget
 from lightning_intune.flow.lanes.function import load_function
 from lightning_intune.flow.lanes.lane import Failed
+from lightning_intune.flow.lanes.late_imports import LateImports
 from lightning_intune.flow.lanes.reducers import RemoteTraceback, UnpicklableError
-from lightning_intune.flow.lanes.wire import AGAIN, BROKEN, DONE, READY, RUN, Channel, PeerGoneError, Unloaded
+from lightning_intune.flow.lanes.wire import AGAIN, BROKEN, DONE, IMPORTED, READY, RUN, Channel, PeerGoneError, Unloaded
 
 _RANDOM = np.random  # NumPy loads it at first use: now, not in every fork (10 ms)
 MAIN_AGAIN = "__mp_main__"  # multiprocessing's name for the parent's script, imported here
@@ -80,6 +81,7 @@ def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
     queue = RunQueue()
     last, fn_s = list[Any](), 0.0
     main_tried = orders.needs_main
+    late: LateImports | None = LateImports()
     while True:
         message = channel.take()
         if message.kind == AGAIN:  # the parent could not load the chunk in one piece
@@ -103,6 +105,10 @@ def _serve(channel: Channel, fn: Callable[[Any], Any], orders: Orders) -> int:
         if os.getpid() != pid:
             os._exit(0)  # the function has forked, and returned here too: the answer is its parent's to give
         fn_s += spent_s
+        if late is not None:
+            if names := late.found():
+                channel.post(IMPORTED, [], names)
+            late = None
         _reply(channel, last, (time.process_time() - start_s, fn_s, queue.run_delay_s()))
         if len(last) < 2 or not message.whole:
             last = []  # arrays that went one by one need no second sending

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, final
 
+import psutil
+
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import server as server_side
@@ -99,21 +101,34 @@ class ForkServer(Starter):
         with self._lock:
             return {server.pid for server in [self._server, *self._retired] if server is not None}
 
+    def cpu_s(self) -> float:
+        """CPU seconds that the server has used, mostly for imports; 0.0 without one."""
+        total_s = 0.0
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                times = psutil.Process(pid).cpu_times()
+                total_s += times.user + times.system
+        return total_s
+
     def start(self, sock: socket.socket, function: PickledFunction | None, orders: Orders) -> Process:
         assert function is not None
         num_losses = 0
         while True:
             server, modules = self._running(), [name for name in function.modules if name not in self._threaded]
+            late = list(function.late_modules)
             try:
-                answer = server.request(server_side.FORK, (orders, modules), (sock.fileno(), function.fd))
+                answer = server.request(server_side.FORK, (orders, modules, late), (sock.fileno(), function.fd))
             except OSError:
                 self._discard(server)  # it was killed: the next one may live
+                function.late_modules = ()  # and if an import of these killed it, each process can do that by itself
                 num_losses += 1
                 if num_losses > 1:
                     raise
                 continue
             if isinstance(answer, int):
                 return _Forked(answer, server)
+            if answer in late:
+                function.late_modules = ()
             self._threaded.add(answer)  # imported by each process for itself, forked from a server that has not
             self._retire(server)
 
@@ -167,7 +182,7 @@ class Fork(Starter):
 
     def start(self, sock: socket.socket, function: PickledFunction | None, orders: Orders) -> Process:
         del function  # inherited
-        return _Forked(self._server.request(server_side.FORK, (orders, []), (sock.fileno(),)), self._server)
+        return _Forked(self._server.request(server_side.FORK, (orders, [], []), (sock.fileno(),)), self._server)
 
     def close(self) -> None:
         self._server.end()

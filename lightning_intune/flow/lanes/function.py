@@ -45,6 +45,8 @@ class PickledFunction:
         self.needs_main = _names_main(stream) and not self.by_value
         self.modules = [*_modules(stream), *(["__main__"] if self.needs_main else [])]
         """Modules the function needs, for a fork server to import ahead."""
+        self.late_modules: tuple[str, ...] = ()
+        """Modules that its first call was seen to import (`LateImports`)."""
         self.fd, self.num_bytes = _write(stream, buffers)
         self._closed = threading.Lock()
 

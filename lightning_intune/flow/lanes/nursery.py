@@ -38,6 +38,8 @@ class Nursery:
         self._is_open = True
         self._spare: ProcessLane | None = None
         self._filler: threading.Thread | None = None
+        self._knows_imports = False
+        self._cold: ProcessLane | None = None
 
     def take(self) -> ProcessLane:
         with self._lock:
@@ -63,17 +65,28 @@ class Nursery:
                 self._filler = threading.Thread(target=self._fill, name=f"{self._stage}-spare", daemon=True)
                 self._filler.start()
 
+    def imported(self, names: list[str]) -> None:
+        """The function's first call has imported these: processes started from now on have them, the spare too."""
+        function = self._function
+        with self._lock:
+            if self._knows_imports or function is None:
+                return
+            self._knows_imports, function.late_modules = True, tuple(names)
+            self._cold, self._spare = self._spare, None  # ended by the filler: whoever is here has an item in hand
+        self.refill()
+
     def close(self) -> None:
         """End the spare. `take` opens again."""
         if os.getpid() != self._owner_pid:
             return
         with self._lock:
             self._is_open = False
-            filler, spare, self._spare = self._filler, self._spare, None
+            filler, idle, self._spare, self._cold = self._filler, (self._spare, self._cold), None, None
         if filler is not None and filler is not threading.current_thread():
             filler.join()
-        if spare is not None:
-            spare.close()
+        for lane in idle:
+            if lane is not None:
+                lane.close()
 
     def end(self) -> None:
         """For good: the starter too."""
@@ -81,14 +94,23 @@ class Nursery:
         self._starter.close()
 
     def _fill(self) -> None:
-        # An error here is not lost: the next `take` starts a lane itself and meets it again.
         lane: ProcessLane | None = None
-        with contextlib.suppress(LaneDiedError, OSError):
-            lane = self._start_somehow()
-        with self._lock:
-            self._filler = None
-            if self._is_open:
-                self._spare, lane = lane, None
+        while True:
+            with self._lock:
+                knew, cold, self._cold = self._knows_imports, lane or self._cold, None
+            if cold is not None:
+                cold.close()
+            lane = None
+            # An error here is not lost: the next `take` starts a lane itself and meets it again.
+            with contextlib.suppress(LaneDiedError, OSError):
+                lane = self._start_somehow()
+            with self._lock:
+                if self._is_open and knew != self._knows_imports:
+                    continue  # it came just too early
+                self._filler = None
+                if self._is_open:
+                    self._spare, lane = lane, None
+                break
         if lane is not None:
             lane.close()
 
@@ -116,6 +138,8 @@ class Nursery:
             raise LaneDiedError(f"stage '{self._stage}': no worker process could be started: {error}") from error
         finally:
             theirs.close()
-        lane = ProcessLane(process, ours, self._budget, by_value=orders.by_value, stage=self._stage)
+        lane = ProcessLane(
+            process, ours, self._budget, by_value=orders.by_value, stage=self._stage, on_imports=self.imported
+        )
         lane.await_ready()
         return lane

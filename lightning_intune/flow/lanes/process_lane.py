@@ -8,14 +8,14 @@ import signal
 import socket
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import start
 from lightning_intune.flow.lanes.arena import Budget
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError
-from lightning_intune.flow.lanes.wire import AGAIN, READY, RUN, Channel, Message, PeerGoneError, Unloaded
+from lightning_intune.flow.lanes.wire import AGAIN, IMPORTED, READY, RUN, Channel, Message, PeerGoneError, Unloaded
 
 _CLOSE_S = 5.0  # for the function in hand to finish, before the process is killed
 
@@ -30,10 +30,19 @@ class ProcessLane(Lane):
     """One worker process. Made by `ProcessLanePool.open`."""
 
     def __init__(
-        self, process: start.Process, sock: socket.socket, budget: Budget, *, by_value: bool, stage: str
+        self,
+        process: start.Process,
+        sock: socket.socket,
+        budget: Budget,
+        *,
+        by_value: bool,
+        stage: str,
+        on_imports: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
+        """`on_imports` gets the modules that the function's first call has imported, if any."""
         self.pid = process.pid
         self._stage, self._cpu_s, self._fn_s, self._run_delay_s = stage, 0.0, 0.0, 0.0
+        self._on_imports = on_imports
         self._death = _Death(process, sock)
         self._channel = Channel(sock, budget, by_value=by_value, is_dead=self._death.has_come)
         weakref.finalize(self, self._death.at_once)
@@ -54,10 +63,10 @@ class ProcessLane(Lane):
     def run(self, items: Sequence[Any], *, within_s: float = math.inf) -> list[Any]:
         try:
             failures = self._channel.post(RUN, items, (within_s, 0.0, 0.0))
-            message = self._channel.take()
+            message = self._answer()
             while message.kind == AGAIN:
                 failures = self._channel.post(RUN, items, (within_s, 0.0, 0.0), each=True)
-                message = self._channel.take()
+                message = self._answer()
             if message.whole and len(message.values) == 1 and isinstance(message.values[0], Unloaded):
                 self._channel.post(AGAIN, [])
                 message = self._channel.take()
@@ -91,6 +100,13 @@ class ProcessLane(Lane):
     def is_alive(self) -> bool:
         """Whether the process lives still."""
         return not self._death.has_come()
+
+    def _answer(self) -> Message:
+        message = self._channel.take()
+        if message.kind == IMPORTED:
+            self._on_imports(message.note)
+            message = self._channel.take()
+        return message
 
     def _obituary(self, when: str) -> LaneDiedError:
         status = self._death.at_once()

@@ -62,15 +62,18 @@ def _fork(
     sock: socket.socket,
     parent: int,
     fds: list[int],
-    argument: tuple[child.Orders, list[str]],
+    argument: tuple[child.Orders, list[str], list[str]],
     fn: Callable[[Any], Any] | None,
 ) -> int | str:
-    """The child's pid, or the name of a module whose import starts threads: then this server must fork no more."""
-    orders, modules = argument
-    if fn is None and (threaded := _preload(orders, modules)):
+    """The child's pid, or the name of a module unfit to be imported before a fork: then this server must fork no more.
+
+    `argument` has the modules that the function names, and those that its first call was seen to import.
+    """
+    orders, modules, late = argument
+    if fn is None and (unfit := _preload(orders, modules) or _preload(orders, late, may_open=False)):
         for fd in fds:
             os.close(fd)
-        return threaded
+        return unfit
     server_pid = os.getpid()
     lane_fd = fds[0]
     fn_fd = fds[1] if len(fds) > 1 else -1
@@ -93,23 +96,36 @@ def _fork(
         os._exit(status)
 
 
-def _preload(orders: child.Orders, modules: list[str]) -> str | None:
+_failed_late: set[str] = set()
+
+
+def _preload(orders: child.Orders, modules: list[str], *, may_open: bool = True) -> str | None:
     """Import what the function needs, once for all its lanes. What fails fails again in the child, and is told.
 
     Returns the module that left a thread running, if one did: a lock held by that thread would stay locked in forks.
+    Without `may_open` also one that left a file, a socket or a device open: forks would share it, where each process
+    was to have its own.
     """
-    wanted = [name for name in modules if (child.MAIN_AGAIN if name == MAIN else name) not in sys.modules]
+    loaded = sys.modules.keys() | _failed_late
+    wanted = [name for name in modules if (child.MAIN_AGAIN if name == MAIN else name) not in loaded]
     if not wanted:
         return None
     sys.path[:] = orders.preparation["sys_path"]
+    num_open = _num_open()
     for name in wanted:
         with contextlib.suppress(Exception):
             child.settle_in(orders) if name == MAIN else importlib.import_module(name)
-        if _has_threads():
+        if _has_threads() or (not may_open and _num_open() > num_open):
             return name
+        if not may_open and name not in sys.modules:
+            _failed_late.add(name)  # a name that no import brings: it is not tried at every fork
     gc.collect()
     gc.freeze()  # or the first collection in each child would touch, and so copy, every page
     return None
+
+
+def _num_open() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def _has_threads() -> bool:

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 # Kinds of message. The first two belong to the channel itself.
 SLOT, ELSEWHERE = 0, 1
-RUN, DONE, AGAIN, READY, BROKEN = 2, 3, 4, 5, 6
+RUN, DONE, AGAIN, READY, BROKEN, IMPORTED = 2, 3, 4, 5, 6, 7
 
 IN_BAND_BELOW_BYTES = 4096  # a smaller buffer travels in the pickle
 COPY_BELOW_BYTES = 128 * 1024  # a smaller result is copied out of its slot: 10 us, and no mapping to keep
