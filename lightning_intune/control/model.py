@@ -38,6 +38,10 @@ class ModelSettings:
     """Most workers per worker that the CPUs and the trainer could keep busy; bursts want more (`useful_more`)."""
     useful_more: tuple[float, float] = (2.0, 0.5)
     """How many more, and how many per CPU."""
+    alone: float = 0.9
+    """Share of all CPU time, and of its own busy time, that a stage computes which `is_alone`."""
+    alone_others: float = 0.005
+    """CPU time of the other stages, over its own, below which they do nothing."""
     band: float = 1.3
     """A width between the need and this many times it is left as it is: noise would shake it for nothing."""
 
@@ -155,6 +159,17 @@ class ServiceModel:
         return self._fit.computing
 
     @property
+    def is_alone(self) -> Bools:
+        """[B] whether one stage alone has work, and never waits: as many workers as CPUs then keep all CPUs busy.
+
+        Its workers are no open queue: each has its next item at hand.
+        """
+        share = ratio(self.cpu_s, np.maximum(self.used_s, self.cpu_s.sum(1))[:, None])
+        others = self.cpu_s.sum(1, keepdims=True) - self.cpu_s
+        is_it = (share > self.settings.alone) & (self.computing > self.settings.alone)
+        return (is_it & (others < self.settings.alone_others * self.cpu_s)).any(1)
+
+    @property
     def used_s(self) -> Floats:
         """[B] CPU seconds per sample of the whole job, which also counts what stage meters miss."""
         return ratio(self.used_sum, self.used_weight)
@@ -207,7 +222,7 @@ class ServiceModel:
         cpu_s, least = self.cpu_s, self.settings.least_left
         share_s = self.used_s / cpus
         power = np.sqrt(2.0 * (cpus + 1.0)) - 1.0
-        open_queue = np.where(self.is_closed, 0.0, self.burstiness / cpus)
+        open_queue = np.where(self.is_closed | self.is_alone, 0.0, self.burstiness / cpus)
 
         def need(rate: Floats) -> Floats:
             x = rate[..., None]

@@ -40,14 +40,16 @@ class Proposal:
 def useful(model: ServiceModel, reading: Reading) -> Floats:
     """[B, N] the most workers that can be of use at the highest rate that CPUs and trainer allow.
 
-    Workers beyond wait for a core or a lock. Infinite for a stage not metered yet.
+    Workers beyond wait for a core or a lock. Infinite for a stage not metered yet. Of a stage that `is_alone` one more
+    than the CPUs: while it is at a hand-over, or a core is lent to another job.
     """
     settings = model.settings
     base, _ = model.waits()
     most = np.minimum(model.roofline(reading.cpus), _TRAINER_REACH / np.maximum(model.trainer_s, TINY))
     need = most[:, None] * (model.cpu_s + base)
     more = settings.useful_more[0] + np.ceil(settings.useful_more[1] * reading.cpus[:, None])
-    return np.where((model.weight > 0) & (need > 0), np.ceil(settings.useful * need) + more, np.inf)
+    many = np.where(model.is_alone[:, None], np.ceil(need) + 1.0, np.ceil(settings.useful * need) + more)
+    return np.where((model.weight > 0) & (need > 0), many, np.inf)
 
 
 def propose(model: ServiceModel, reading: Reading, best_rate: Floats, is_fresh: Bools, trust: Floats) -> Proposal:
@@ -71,7 +73,8 @@ def propose(model: ServiceModel, reading: Reading, best_rate: Floats, is_fresh: 
     is_hidden = (use < 0.8) & (reading.wait_share > 0.15) & (reading.cpu_used < 0.85 * reading.free_cpus)
     reached = np.where(is_hidden, np.minimum(settings.hidden_reach / reach, 1.0) * reached, reached)
     aim = np.where(is_fresh & ~is_hidden, aim, np.minimum(aim, reached))
-    headroom = np.array([levels[:, 2], np.zeros_like(levels[:, 2])])[..., None]
+    spare = levels[:, 2] * ~model.is_alone  # nobody starves such a stage
+    headroom = np.array([spare, np.zeros_like(spare)])[..., None]
     needs = model.needs(reading.free_cpus)
     roomy, tight = _most(reading, needs, np.array([aim, aim]), headroom)
     # Where bounds or memory limit, headroom for all stages would cost the limiting one its workers.

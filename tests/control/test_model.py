@@ -101,6 +101,29 @@ def test_waiting_stages_get_workers_beyond_the_cpus():
     assert 2 <= found.widths[0, 1] <= 6
 
 
+def test_a_stage_alone_that_only_computes_needs_as_many_workers_as_cpus():
+    alone = reading([1], rate=100, cpu_s=[0.010], cpus=4.0)
+    knowledge = Knowledge(1, 1)
+    situation = knowledge.observe(alone)
+    assert situation.proposal.widths.tolist() == [[4.0]]
+    assert situation.reading.high.tolist() == [[5.0]]  # one more than the CPUs may be tried, and no more
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "wait_s"),
+    [
+        pytest.param([0.010], [0.004], id="it waits too"),
+        pytest.param([0.010, 0.0005], None, id="another works too"),
+    ],
+)
+def test_a_stage_that_waits_or_is_fed_by_another_may_get_more(cpu_s, wait_s):
+    knowledge = Knowledge(1, len(cpu_s))
+    rate = 0.95 / (cpu_s[0] + sum(wait_s or []))
+    situation = knowledge.observe(reading([1] * len(cpu_s), rate=rate, cpu_s=cpu_s, wait_s=wait_s, cpus=4.0))
+    assert situation.proposal.widths[0, 0] > 4
+    assert situation.reading.high[0, 0] > 10
+
+
 def test_a_trainer_that_never_waits_gets_no_wider_pipeline():
     at = reading([2, 2], rate=25, cpu_s=[0.010, 0.040], wait_share=0.0)
     found = proposal(fitted(at), at)
