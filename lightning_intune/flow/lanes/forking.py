@@ -93,7 +93,7 @@ class ForkServer(Starter):
         self._lock = renewed_lock(self, "_lock", threading.Lock)
         self._server: _Server | None = None
         self._retired: list[_Server] = []
-        self._threaded: set[str] = set()
+        self._unfit: set[str] = set()
 
     @property
     def pids(self) -> set[int]:
@@ -114,7 +114,7 @@ class ForkServer(Starter):
         assert function is not None
         num_losses = 0
         while True:
-            server, modules = self._running(), [name for name in function.modules if name not in self._threaded]
+            server, modules = self._running(), [name for name in function.modules if name not in self._unfit]
             late = list(function.late_modules)
             try:
                 answer = server.request(server_side.FORK, (orders, modules, late), (sock.fileno(), function.fd))
@@ -129,7 +129,7 @@ class ForkServer(Starter):
                 return _Forked(answer, server)
             if answer in late:
                 function.late_modules = ()
-            self._threaded.add(answer)  # imported by each process for itself, forked from a server that has not
+            self._unfit.add(answer)  # imported by each process for itself, forked from a server that has not
             self._retire(server)
 
     def close(self) -> None:
