@@ -10,13 +10,19 @@ from lightning_intune.control.arrays import Bools, Floats, Ints
 
 NUM_KEPT = 12
 """Width vectors remembered per pipeline."""
+_KEEP = 0.88
+"""Part of a visit that is left of it after a turn."""
+_FAINT = 0.1
+"""Visits that are always left: what was far worse stays known as that."""
 
 
 @final
 class BestKnown:
     """Mean measured rate per visited width vector. The best is judged by a lower confidence bound.
 
-    Without the bound a lucky noisy turn would be called best and defended ever after. One thread's.
+    Without the bound a lucky noisy turn would be called best and defended ever after. Visits fade, as pipelines
+    drift too little for a shift to be noticed: what was once measured is doubted, and at last tried again.
+    One thread's.
     """
 
     def __init__(self, num_pipelines: int, num_stages: int, *, caution: float = 0.7) -> None:
@@ -38,7 +44,9 @@ class BestKnown:
         slot = np.where(is_known, slot, empty_first.argmin(1))
         rows = np.flatnonzero(is_valid)
         at = slot[rows]
-        visits = np.where(is_known[rows], np.minimum(self.visits[rows, at], 9.0), 0.0)
+        faded = np.where(self.visits > 0, np.maximum(_KEEP * self.visits, _FAINT), 0.0)
+        self.visits[rows] = faded[rows]
+        visits = np.where(is_known[rows], self.visits[rows, at], 0.0)
         self.rate[rows, at] = (self.rate[rows, at] * visits + rate[rows]) / (visits + 1.0)
         self.visits[rows, at] = visits + 1.0
         self.widths[rows, at] = widths[rows]
@@ -71,5 +79,5 @@ class BestKnown:
         return same.argmax(-1), same.any(-1)
 
     def _bound(self, noise: Floats) -> Floats:
-        doubt = self._caution * noise[:, None] / np.sqrt(np.maximum(self.visits, 1.0))
+        doubt = self._caution * noise[:, None] / np.sqrt(np.maximum(self.visits, _FAINT))
         return np.where(self.visits > 0, self.rate * np.maximum(0.0, 1.0 - doubt), 0.0)

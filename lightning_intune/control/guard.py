@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import Bools, Floats, Ints
+from lightning_intune.control.arrays import TINY, Bools, Floats, Ints
 from lightning_intune.control.knowledge import Situation
 from lightning_intune.control.reading import Reading
 
@@ -117,7 +117,7 @@ class Guard:
         best = situation.best_widths
 
         def is_worse(rate: Floats, visits: Floats) -> Bools:
-            doubt = settings.harm_sigmas * reading.noise * np.sqrt(0.5 + 1.0 / np.maximum(visits, 1.0))
+            doubt = settings.harm_sigmas * reading.noise * np.sqrt(0.5 + 1.0 / np.maximum(visits, TINY))
             bar = situation.best_rate * (1.0 - np.maximum(settings.harm, doubt))
             return (visits > 0) & (rate < bar)
 

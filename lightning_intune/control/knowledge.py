@@ -7,23 +7,20 @@ from typing import final
 
 import numpy as np
 
-from lightning_intune.control.arrays import TINY, Bools, Floats, clip, log_ratio, ratio
+from lightning_intune.control.arrays import TINY, Bools, Floats, clip
 from lightning_intune.control.best import BestKnown
 from lightning_intune.control.model import ModelSettings, ServiceModel
 from lightning_intune.control.proposal import Proposal, propose, useful
 from lightning_intune.control.reading import Reading
 from lightning_intune.control.reward import RewardSettings, worth
+from lightning_intune.control.shifts import Shifts
 from lightning_intune.control.step_time import StepTime
 from lightning_intune.control.trial import Trial
 
-_IDLE = 0.03
-"""Busy for less than this share of its workers' time, a stage is idle."""
 _PREDICTED = [0, 4, 5]
 """Of the widths weighed after a turn, those whose rate the model is asked for: proposal, present, fewer."""
 _ROOM_MARGIN = 0.006
 """Of the buffers' room, left free however often items were measured; 22,000 simulated pipelines kept their limits."""
-_FORGET_ALARMS = 0.8
-"""Part of the alarms after moves that is remembered after a turn."""
 
 
 @final
@@ -94,13 +91,9 @@ class Knowledge:
         self.others = np.zeros(num_pipelines)
         self.trust = np.ones(num_pipelines)
         self.base_bytes = np.full(num_pipelines, np.inf)
-        self.suspicion = np.zeros((num_pipelines, num_stages))
-        self.doubt = np.zeros(num_pipelines)
-        self.alarms = np.zeros(num_pipelines)
+        self.shifts = Shifts(num_pipelines, num_stages)
         self.room_bytes = np.zeros((num_pipelines, num_stages))
         self.room_weight = np.zeros((num_pipelines, num_stages))
-        self.last_cpus = np.zeros(num_pipelines)
-        self.last_limit = np.zeros(num_pipelines)
 
     def restart(self, rows: Bools) -> None:
         """Fresh pipelines in the chosen rows: nothing is known of them."""
@@ -111,17 +104,13 @@ class Knowledge:
             self.turns,
             self.last_widths,
             self.last_rate,
-            self.last_cpus,
-            self.last_limit,
             self.least_used_s,
             self.room_bytes,
             self.room_weight,
             self.others,
-            self.suspicion,
-            self.doubt,
-            self.alarms,
         ):
             array[rows] = 0.0
+        self.shifts.restart(rows)
         self.trial.drop(rows)
         self.base_bytes[rows] = np.inf
         self.trust[rows] = 1.0
@@ -138,9 +127,12 @@ class Knowledge:
         """The situation after `reading`."""
         reading = self._smoothed(reading)
         lost = self.step_time.lost(reading, (reading.width == self.last_widths).all(1))
-        stages, whole = self._shifts(reading, worth(reading.samples_per_s, lost, RewardSettings()))
-        self.model.reset_stages(stages)
-        shifted = stages.any(1) | whole
+        counted = worth(reading.samples_per_s, lost, RewardSettings())
+        knows = (self.turns > 0) & reading.is_valid
+        noticed = self.shifts.noticed(reading, counted, knows, self.last_widths, self.model, self.best)
+        self.model.reset_stages(noticed.stages)
+        self.model.is_closed &= ~noticed.cpus  # how many are too many was found out with other CPUs
+        shifted = noticed.stages.any(1) | noticed.whole
         self.wake(shifted)
         self.model.update(reading)
         lost = np.where(shifted, 0.0, lost)
@@ -237,51 +229,3 @@ class Knowledge:
         self.turns = self.turns + ok
         self.last_widths = np.where(ok[:, None], reading.width, self.last_widths)
         self.last_rate = np.where(ok, reading.samples_per_s, self.last_rate)
-        self.last_cpus, self.last_limit = reading.cpus.copy(), reading.memory_limit_bytes.copy()
-
-    def _shifts(self, reading: Reading, counted: Floats) -> tuple[Bools, Bools]:
-        """(stages [B, N] whose cost is no longer what it was, pipelines [B] whose budget or rate changed).
-
-        `counted` [B] is what the rate is remembered as.
-        """
-        model, x = self.model, np.maximum(reading.samples_per_s, TINY)
-        knows = (self.turns > 0) & reading.is_valid
-        base, slope = model.waits()
-        expected = model.cpu_s + base + slope * reading.busy
-        # A thread that wakes late has waited for a core before it was busy: what it computed is certain.
-        seen = np.maximum(reading.busy - reading.run_delay, reading.cpu) / x[:, None]
-        # The work of few workers counts for little, unless they are busy themselves: such a stage limits the others.
-        use = ratio(reading.busy, reading.width)
-        matters = (reading.busy > 0.05 * reading.busy.max(1, keepdims=True)) | (use > 0.3)
-        # A stage that is idle, and was to be, limits nothing: its times are those of waking up, and scatter as such.
-        matters &= np.maximum(use, ratio(expected * x[:, None], reading.width)) > _IDLE
-        held = (reading.width == self.last_widths).all(1)
-        # After a move costs change by contention alone; only a doubling is then a shift of its own. Where one move
-        # after the other doubles or halves them (memory reused or not), each takes twice as much to be believed.
-        bar = np.where(held, 0.4, 1.0 + self.alarms)
-        limit = np.where(held, np.log2(1.3) + 3.0 * reading.noise, 1.0 + self.alarms + 4.0 * reading.noise)
-        off = np.abs(log_ratio(seen, expected))
-        known = matters & (model.weight > 0.5) & knows[:, None] & reading.is_stage
-        self.suspicion = np.where((off > limit[:, None]) & known, self.suspicion + 1.0, 0.0)
-        # A doubling is believed at once, less only when the next turn shows it again: neighbours come and go.
-        sure = np.minimum(limit + 0.7, bar + 9.0 * reading.noise)
-        stages = (self.suspicion >= 2) | ((off > sure[:, None]) & known)
-        self.alarms = _FORGET_ALARMS * self.alarms + (stages.any(1) & ~held)
-        budget = np.abs(np.log(reading.cpus / np.maximum(self.last_cpus, TINY))) > 0.04
-        self.model.is_closed &= ~(knows & budget)  # how many are too many was found out with other CPUs
-        memory = reading.memory_limit_bytes != self.last_limit
-        rate, visits = self.best.known(reading.width)
-        spread = reading.noise * np.sqrt(1.0 + 1.0 / np.maximum(visits, 1.0))
-        change = np.where(visits > 0, np.abs(np.log(np.maximum(counted, TINY) / np.maximum(rate, TINY))), 0.0)
-        odd = np.maximum(0.2, 4.0 * spread)
-        doubted = np.where(change > odd, self.doubt + 1.0, 0.0)
-        self.doubt = np.where(knows & (visits > 0), doubted, self.doubt)
-        sure = np.minimum(odd + 0.5, np.maximum(0.2, 9.0 * spread))
-        strange = knows & ((self.doubt >= 2) | (change > sure))
-        self.suspicion[stages], self.doubt[strange] = 0.0, 0.0
-        # What is slow away from the best widths known is first blamed on the widths: they are left, and if the
-        # pipeline has changed, the best widths are no longer that good either, which shows in the turn after.
-        best_widths, best_rate, _ = self.best.best(reading.noise)
-        away = (reading.width != best_widths).any(1) & (best_rate > 0)
-        blamed = away & (counted < best_rate * (1.0 - np.maximum(0.1, 2.0 * reading.noise)))
-        return stages & ~blamed[:, None], knows & (budget | memory | (strange & ~blamed))

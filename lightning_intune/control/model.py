@@ -20,7 +20,10 @@ class ModelSettings:
 
     forget: float = 0.75
     """Weight of the past after one turn at an unchanged rate."""
-    forget_slope: float = 0.85
+    forget_slope: float = 0.7
+    """The same for what waiting is made of, which is another with every neighbour: it is forgotten soon."""
+    lock_reach: float = 1.2
+    """A lock that carried the last turn's rate carries at least this many times that."""
     reach: float = 1.4
     """Once a first proposal was tried: how far above the best measured rate a proposal may aim."""
     cpu_gap: float = 0.1
@@ -97,12 +100,15 @@ class ServiceModel:
         self.is_closed[rows] = False
 
     def reset_stages(self, stages: Bools) -> None:
-        """Forget single stages [B, N], whose costs have shifted, and the whole's CPU cost with them."""
+        """Forget single stages [B, N], whose costs have shifted, and with them the whole's CPU cost and all slopes.
+
+        A stage waits longer the busier the others are (a disk, a memory bus): its slope was theirs, too.
+        """
         self._fitted = None
         for array in (self.weight, self.cpu_sum):
             array[stages] = 0.0
-        self.slope_sums[:, stages] = 0.0
         rows = stages.any(1)
+        self.slope_sums[:, rows] = 0.0
         self.crowd_sums[:, rows] = 0.0
         self.used_sum[rows] = self.used_weight[rows] = self.trainer_sum[rows] = 0.0
 
@@ -114,6 +120,7 @@ class ServiceModel:
         wait = np.maximum(service - cpu - delay, 0.0)
         moved = np.abs(np.log(np.maximum(x[:, 0], TINY) / np.maximum(self.last_rate, TINY)))
         keep = self.settings.forget * np.exp(-1.5 * np.minimum(moved, 5.0))
+        self.last_rate = np.where(ok, x[:, 0], self.last_rate)
         keep, on = np.where(ok, keep, 1.0)[:, None], ok[:, None].astype(np.float64)
         self.weight = self.weight * keep + on
         self.cpu_sum = self.cpu_sum * keep + on * cpu
@@ -135,7 +142,6 @@ class ServiceModel:
         one = np.ones_like(over)
         crowd = np.array([one, over, log_used, over * over, over * log_used])
         self.crowd_sums = self.crowd_sums * np.where(ok, 0.9, 1.0) + ok * crowd
-        self.last_rate = np.where(ok, x[:, 0], self.last_rate)
 
     def refresh(self) -> None:
         """Sums were written from outside (a loaded state): compute anew what follows from them."""
@@ -190,6 +196,10 @@ class ServiceModel:
         cov = ratio(nwait, weight) - mean_n * mean_wait
         # The ridge (a tenth of mean_n squared) holds the slope at 0 until widths have really differed.
         slope = clip(cov / (var + 0.02 * mean_n**2 + TINY), 0.0, ratio(mean_wait, mean_n))
+        # The slope is a guess from few widths, the rate that was carried is not: without this bound a wrong slope
+        # foretells less than there is, and what it foretells is proposed.
+        carried = (self.settings.lock_reach * np.maximum(self.last_rate, TINY))[:, None]
+        slope = np.minimum(slope, (1.0 - self.settings.least_left) / carried)
         return np.maximum(mean_wait - slope * mean_n, 0.0), slope
 
     @property

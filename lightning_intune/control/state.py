@@ -14,7 +14,7 @@ from lightning_intune.control.online import OnlineLearning
 from lightning_intune.control.q_policy import QPolicy
 from lightning_intune.control.qnet import QNet
 
-VERSION = 4
+VERSION = 5
 _MODEL = (
     "weight", "cpu_sum", "used_sum", "used_weight", "slope_sums", "queue_sums", "crowd_sums", "last_rate",
     "trainer_sum", "is_closed",
@@ -22,20 +22,16 @@ _MODEL = (
 _GUARD = ("quiet_turns", "num_reverts", "fewer_wait", "fewer_turns", "age")
 _BEST = ("widths", "rate", "visits")
 _STEPS = ("least_s", "smooth_s")
+_SHIFTS = ("suspicion", "reference", "doubt", "alarms", "last_cpus", "last_limit")
 _KNOWN = (
     "turns",
     "last_widths",
     "last_rate",
-    "last_cpus",
-    "last_limit",
     "room_bytes",
     "room_weight",
     "least_used_s",
     "others",
     "base_bytes",
-    "suspicion",
-    "doubt",
-    "alarms",
     "trust",
 )
 
@@ -76,6 +72,7 @@ def load_agent_state(agent: Agent, state: Mapping[str, Any]) -> None:
 def _arrays(knowledge: Knowledge, guard: Guard) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     found = {f"model.{name}": getattr(knowledge.model, name) for name in _MODEL}
     found |= {f"best.{name}": getattr(knowledge.best, name) for name in _BEST}
+    found |= {f"shifts.{name}": getattr(knowledge.shifts, name) for name in _SHIFTS}
     found |= {f"steps.{name}": getattr(knowledge.step_time, name) for name in _STEPS}
     found |= {f"guard.{name}": getattr(guard, name) for name in _GUARD}
     return found | {f"known.{name}": getattr(knowledge, name) for name in _KNOWN}

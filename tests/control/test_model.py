@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_intune.control.knowledge import Knowledge
 from lightning_intune.control.model import ModelSettings, ServiceModel
@@ -72,6 +74,28 @@ def test_waiting_that_grows_with_the_workers_is_a_slope():
     base, slope = fitted(*turns).waits()
     assert slope[0, 0] == pytest.approx(0.002, rel=0.25)
     assert base[0, 0] == pytest.approx(0.005, rel=0.5)
+
+
+def test_the_shift_of_one_stage_ends_what_was_known_of_every_stages_waiting():
+    turns = [reading([w, w], rate=x, cpu_s=[0.01, 0.01], wait_s=[0.0, 0.001 * w]) for w, x in ((1, 50.0), (8, 160.0))]
+    model = fitted(*turns)
+    assert model.waits()[1][0, 1] > 0
+    model.reset_stages(np.array([[True, False]]))
+    model.update(turns[-1])
+    assert (model.waits()[1] == 0).all()
+
+
+@given(seed=st.integers(0, 2**32 - 1), lock_reach=st.floats(1.01, 2.0))
+@settings(max_examples=50)
+def test_no_slope_denies_the_rate_that_was_just_carried(seed, lock_reach):
+    rng = np.random.default_rng(seed)
+    model = ServiceModel(1, 3, ModelSettings(lock_reach=lock_reach))
+    for _ in range(6):
+        width, rate = rng.integers(1, 30, 3), float(rng.uniform(20, 200))
+        cpu_s = rng.uniform(0.0, 0.01, 3)
+        model.update(reading(width, rate=rate, cpu_s=cpu_s, wait_s=np.maximum(width / rate - cpu_s, 0.0), cpus=64.0))
+    need = model.needs(np.array([64.0]))(np.array([rate]))
+    assert np.isfinite(need).all()
 
 
 def test_without_a_change_of_width_nothing_is_called_a_lock():

@@ -32,6 +32,12 @@ def test_a_stage_that_costs_twice_as_much_at_the_same_widths_has_shifted(factor)
     assert shifts([turn(4.0, 2.0)] * 3 + [turn(4.0, 2.0 * factor)]) == [False, False, False, True]
 
 
+def test_a_cost_a_third_higher_is_believed_when_the_next_turn_shows_it_as_well_and_not_for_one_turn():
+    # The turn after is held against what was expected before both: the model has learnt from the first of them.
+    assert shifts([turn(4.0, 2.0)] * 3 + [turn(4.0, 2.74)] * 2) == [False] * 4 + [True]
+    assert not any(shifts([turn(4.0, 2.0)] * 3 + [turn(4.0, 2.74)] + [turn(4.0, 2.0)] * 3))
+
+
 def test_a_thread_that_waits_for_a_core_before_it_is_busy_is_no_shift():
     # Late wake-ups book more run delay than the stage was busy for: 2 ms, of which 5 were waited for.
     assert not any(shifts([turn(4.0, 2.0), *[turn(4.0, 2.0, delay_ms=5.0)] * 4, turn(4.0, 2.0)]))
