@@ -61,18 +61,20 @@ class Shifts:
         `counted` [B] is what the rate is remembered as; `knows` [B], whether there was a turn to compare with.
         """
         held = (reading.width == last_widths).all(1)
-        stages = self._dearer(reading, knows, held, model)
-        budget = np.abs(np.log(reading.cpus / np.maximum(self.last_cpus, TINY))) > 0.04
-        memory = reading.memory_limit_bytes != self.last_limit
-        strange = self._strange(reading, counted, knows, best)
-        self.last_cpus, self.last_limit = reading.cpus.copy(), reading.memory_limit_bytes.copy()
         # What is slow away from the best widths known is first blamed on the widths: they are left, and if the
         # pipeline has changed, the best widths are no longer that good either, which shows in the turn after.
         best_widths, best_rate, _ = best.best(reading.noise)
         away = (reading.width != best_widths).any(1) & (best_rate > 0)
         blamed = away & (counted < best_rate * (1.0 - np.maximum(0.1, 2.0 * reading.noise)))
+        stages = self._dearer(reading, knows, held, model) & ~blamed[:, None]
+        self.suspicion[stages] = 0.0  # what was blamed on the widths stays suspected
+        self.alarms = _FORGET_ALARMS * self.alarms + (stages.any(1) & ~held)
+        budget = np.abs(np.log(reading.cpus / np.maximum(self.last_cpus, TINY))) > 0.04
+        memory = reading.memory_limit_bytes != self.last_limit
+        strange = self._strange(reading, counted, knows, best)
+        self.last_cpus, self.last_limit = reading.cpus.copy(), reading.memory_limit_bytes.copy()
         return Noticed(
-            stages=stages & ~blamed[:, None],
+            stages=stages,
             whole=knows & (budget | memory | (strange & ~blamed)),
             cpus=knows & budget,
         )
@@ -98,10 +100,7 @@ class Shifts:
         self.suspicion = np.where((off > limit[:, None]) & known, self.suspicion + 1.0, 0.0)
         self.reference = expected
         sure = np.minimum(limit + 0.7, bar + 9.0 * reading.noise)
-        stages = (self.suspicion >= 2) | ((off > sure[:, None]) & known)
-        self.alarms = _FORGET_ALARMS * self.alarms + (stages.any(1) & ~held)
-        self.suspicion[stages] = 0.0
-        return stages
+        return (self.suspicion >= 2) | ((off > sure[:, None]) & known)
 
     def _strange(self, reading: Reading, counted: Floats, knows: Bools, best: BestKnown) -> Bools:
         rate, visits = best.known(reading.width)

@@ -75,6 +75,16 @@ def test_what_is_slow_away_from_the_best_widths_is_blamed_on_the_widths_first():
     assert knowledge.observe(turn(2.0, 1.0, rate=40.0)).has_shifted[0]
 
 
+def test_what_the_widths_were_blamed_for_is_the_stages_when_it_stays_at_other_widths():
+    # Four times the cost at 6 workers, and at 2 as well: what was learnt of the stage before, slopes too, is forgotten.
+    knowledge = Knowledge(1, 1)
+    for each in (*[turn(2.0, 1.0, rate=1000.0)] * 3, turn(6.0, 1.0, rate=950.0), turn(6.0, 4.0, rate=250.0)):
+        assert not knowledge.observe(each).has_shifted[0]
+    assert knowledge.observe(turn(2.0, 4.0, rate=250.0)).has_shifted[0]
+    assert knowledge.model.weight[0, 0] == 1.0
+    assert knowledge.model.waits()[1][0, 0] == 0.0
+
+
 def test_no_more_workers_are_allowed_than_the_cpus_could_keep_busy_by_far_unless_they_were_measured_as_best():
     # 2 CPUs, half of their time in the stage: 1 worker busy, 2.5 times as many and 3 more.
     two_cpus = {"cpus": np.array([2.0]), "others": np.array([0.0]), "cpu_used": np.array([2.0])}
