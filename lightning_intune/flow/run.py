@@ -35,7 +35,6 @@ from lightning_intune.flow.stage_meter import StageMeter
 from lightning_intune.flow.triage import Skipped, Triage
 from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker, call, call_in_lane
 
-_MAX_TRIES = 3  # lanes one item may kill
 _MAX_AHEAD = 4096  # items between the first undelivered and the last claimed
 _REVIEW = 31  # the bound is reviewed, and an item measured, whenever `num_items & _REVIEW` is 0
 
@@ -382,9 +381,7 @@ class Run:
         worker.number = work[0][0]
         if lanes is not None:
             gate, items = self.gate, [item for _, item in work]
-            outcomes = call_in_lane(
-                worker, lanes, items, lambda: gate.is_closing, max_tries=_MAX_TRIES, within_s=self._plan.within_s
-            )
+            outcomes = call_in_lane(worker, lanes, items, lambda: gate.is_closing, within_s=self._plan.within_s)
             step = self._put_from_lane(worker, work, outcomes)
             del self, outcomes
             return step
@@ -416,7 +413,7 @@ class Run:
         del self
         if lanes is None or is_inline:
             return call(fn, item)
-        return call_in_lane(worker, lanes, [item], lambda: gate.is_closing, max_tries=_MAX_TRIES)[0]
+        return call_in_lane(worker, lanes, [item], lambda: gate.is_closing)[0]
 
     def _put_from_lane(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
         num_done = len(outcomes)

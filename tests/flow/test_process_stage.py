@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import threading
+from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -98,17 +100,25 @@ def test_a_killed_process_costs_no_item(tmp_path: Path) -> None:
 
 
 def test_killing_workers_from_outside_again_and_again_costs_no_item() -> None:
-    rng, out, num_killed = random.Random(0), list[int](), 0
-    node = ElasticMapper(IterableSource(range(300)), triple, 3, method="process", prebatch=1)
+    rng, out, num_killed, num_taken = random.Random(0), list[int](), 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal num_taken
+        for num_taken in range(1, 601):
+            yield num_taken - 1
+
+    taken_at = deque([0, 0], maxlen=2)  # an item must not be there for three kills: that many it may cause itself
+    node = ElasticMapper(IterableSource(source()), triple, 3, method="process", prebatch=1)
     for n in node:
         out.append(n)
-        if len(out) % 20 == 0:
+        if len(out) % 20 == 0 and len(out) >= taken_at[0]:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may have gone between listing and killing
                 workers = [process for process in psutil.Process().children(recursive=True) if not process.children()]
                 if workers:  # all that were listed may have been the fork server, which has others by now
                     rng.choice(workers).kill()
                     num_killed += 1
-    assert out == [3 * n for n in range(300)]
+            taken_at.append(num_taken)
+    assert out == [3 * n for n in range(600)]
     assert num_killed > 5
 
 

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdata.nodes import IterableWrapper
 
+from lightning_intune.errors import StageError
 from lightning_intune.flow import ElasticMapper, IterableSource
 from lightning_intune.flow.lanes import Failed, Lane, LaneDiedError, LanePool
+from lightning_intune.flow.lanes.lane import LaneDiedIdleError
 from lightning_intune.flow.lanes.reducers import UnpicklableError
 from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.stage import ElasticStage
@@ -29,7 +31,10 @@ from tests.lanes.opened import one_lane
 
 @final
 class FakeLanes(LanePool):
-    """Lanes that call `fn` in this process. `does` gets a message: how many of it are worked on? (0: it dies)"""
+    """Lanes that call `fn` in this process.
+
+    `does` gets a message: how many of it are worked on? (0: the lane dies of it; -1: before it reads it)
+    """
 
     kind = "fake"
 
@@ -54,8 +59,8 @@ class FakeLane(Lane):
     def run(self, items: Sequence[Any], *, within_s: float = float("inf")) -> list[Any]:
         self._pool.messages.append(list(items))
         num_done = self._pool.does(items)
-        if num_done == 0:
-            raise LaneDiedError("told to")
+        if num_done <= 0:
+            raise LaneDiedError("told to") if num_done == 0 else LaneDiedIdleError("told to")
         self._fn_s += self._pool.item_s * num_done
         return [self._pool.fn(item) for item in items[:num_done]]
 
@@ -169,16 +174,21 @@ def test_large_items_go_one_by_one_though_their_results_are_small() -> None:
     in_order=st.booleans(),
     stops=st.sets(st.integers(0, 699), max_size=20),
     deaths=st.sets(st.integers(0, 699), max_size=5),
+    idle_deaths=st.lists(st.integers(0, 699), max_size=19),
     seed=st.integers(0, 99),
 )
 def test_messages_that_come_back_half_done_or_not_at_all_cost_no_item(
-    num_items: int, width: int, in_order: bool, stops: set[int], deaths: set[int], seed: int
+    num_items: int, width: int, in_order: bool, stops: set[int], deaths: set[int], idle_deaths: list[int], seed: int
 ) -> None:
-    deaths = set(deaths)
+    deaths, idle_deaths = set(deaths), list(idle_deaths)  # the latter name an item up to nineteen times
     lock = threading.Lock()
 
     def does(items: Sequence[int]) -> int:
         with lock:
+            for item in items:
+                if item in idle_deaths:
+                    idle_deaths.remove(item)
+                    return -1
             for place, item in enumerate(items):
                 if item in deaths:
                     deaths.discard(item)
@@ -191,6 +201,23 @@ def test_messages_that_come_back_half_done_or_not_at_all_cost_no_item(
     with resize_storm(stage, seed):
         out = list(stage)
     assert (out if in_order else sorted(out)) == [3 * n for n in range(num_items)]
+
+
+@pytest.mark.parametrize(("does", "num_sent"), [(0, 3), (-1, 20)], ids=["at work", "idle"])
+def test_an_item_is_given_up_after_a_bounded_number_of_deaths(does: int, num_sent: int) -> None:
+    lanes = FakeLanes(lambda items: does if 4 in items else len(items))
+    stage, out = Stage(IterableSource(range(9)), lanes, 1, prebatch=1), list[int]()
+    with pytest.raises(StageError, match="item 4 failed with LaneDied"):
+        out.extend(stage)
+    assert out == [0, 3, 6, 9]
+    assert lanes.messages.count([4]) == num_sent
+
+
+def test_deaths_of_idle_lanes_cost_a_message_nothing_and_leave_it_whole() -> None:
+    num_deaths = iter(range(19))
+    lanes = FakeLanes(lambda items: -1 if 4 in items and next(num_deaths, None) is not None else len(items))
+    assert list(Stage(IterableSource(range(9)), lanes, 1, prebatch=9)) == [3 * n for n in range(9)]
+    assert lanes.messages == 20 * [list(range(9))]
 
 
 @given(cut=st.integers(0, 500), width=st.integers(1, 3), in_order=st.booleans())

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import signal
+import struct
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_intune.flow.lanes import Lane, LaneDiedError
+from lightning_intune.flow.lanes import Lane, LaneDiedError, forking, start
 from lightning_intune.flow.lanes.forking import FORK_SERVER
+from lightning_intune.flow.lanes.lane import LaneDiedIdleError
 from lightning_intune.flow.lanes.process import ProcessLanePool
 from lightning_intune.flow.lanes.process_lane import ProcessLane
 from lightning_intune.flow.lanes.reducers import UnpicklableError
+from lightning_intune.flow.lanes.server import FORK
 from tests.lanes import functions
 from tests.lanes.opened import one_lane, wait_for
 
@@ -129,6 +135,40 @@ def test_a_death_is_told_with_its_cause(item: str, how: str, context: str) -> No
             lane.run(["fine"])
 
 
+@pytest.mark.parametrize("context", ["forkserver", pytest.param("fork", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_bytes", [1, 30_000, 2_000_000])  # in the message itself, or in a slot of its own
+@pytest.mark.parametrize("dies_first", [True, False])
+def test_a_process_that_died_before_it_read_the_items_is_told_apart(
+    context: str, num_bytes: int, dies_first: bool
+) -> None:
+    with one_lane(functions.dies, context=context) as lane:
+        assert lane.run(["fine"]) == ["fine"]
+        os.kill(lane.pid, signal.SIGKILL if dies_first else signal.SIGSTOP)
+
+        def kill_when_sent() -> None:
+            while not num_unread_bytes(lane):
+                os.sched_yield()
+            os.kill(lane.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_when_sent)
+        if not dies_first:
+            killer.start()
+        while dies_first and lane.is_alive:
+            os.sched_yield()
+        with pytest.raises(LaneDiedIdleError, match=r"SIGKILL .* before it had read the item"):
+            lane.run(["f" * num_bytes, "kill"])
+        if not dies_first:
+            killer.join()
+    with one_lane(functions.dies, context=context) as lane, pytest.raises(LaneDiedError, match="at work") as caught:
+        lane.run(["f" * num_bytes, "kill"])
+    assert type(caught.value) is LaneDiedError
+
+
+def num_unread_bytes(lane: ProcessLane) -> int:
+    """Of what was sent to its process."""
+    return int(struct.unpack("i", fcntl.ioctl(lane._channel._fd, termios.TIOCOUTQ, bytes(4)))[0])
+
+
 def test_a_death_is_seen_though_a_grandchild_holds_the_socket() -> None:
     before = set(psutil.process_iter())
     with one_lane(functions.dies) as lane, pytest.raises(LaneDiedError, match="status 5"):
@@ -175,6 +215,33 @@ def test_kills_at_random_points_lose_nothing_once_the_caller_retries(
     pool.close()
     assert out == list(range(40))
     assert num_deaths == len(deaths)
+
+
+def test_a_fork_server_killed_between_its_fork_and_its_answer_leaves_nobody_on_the_next_ones_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs, was_lost, make_pair, request = [], [], start.socket_pair, forking._Server.request
+
+    def pair() -> Any:
+        pairs.append(make_pair())
+        return pairs[-1]
+
+    def lost(server: Any, what: str, *others: Any) -> Any:
+        answer = request(server, what, *others)
+        if what == FORK and not was_lost:
+            was_lost.append(server.pid)
+            select.select([pairs[0][0]], [], [])  # its child has said that it is ready
+            os.kill(server.pid, signal.SIGKILL)
+            raise ConnectionResetError("the fork server is gone")
+        return answer
+
+    with one_lane(functions.double):
+        """Now there is a server."""
+    monkeypatch.setattr(start, "socket_pair", pair)
+    monkeypatch.setattr(forking._Server, "request", lost)
+    with one_lane(functions.double) as lane:
+        assert lane.run([21]) == [42]
+        assert was_lost
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from lightning_intune.errors import ConfigError
 from lightning_intune.flow.adapters.shard_reader import OVER, Answer, ShardReader, Ticket
 from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
+from lightning_intune.flow.lanes.tries import Tries
 from lightning_intune.flow.run import StoppedError
-
-_MAX_TRIES = 3  # lanes one batch may kill, as in the engine
 
 Starts = Mapping[int, tuple[int, Any]]
 """By shard: the batch a reader can begin at without running up to it, and the dataset's state there."""
@@ -99,18 +98,18 @@ class ShardPool(LanePool):
         return answer
 
     def _ask(self, shard: _Shard, ticket: Ticket, worker: ShardLane | None) -> Answer:
-        for tries_left in reversed(range(_MAX_TRIES)):
+        tries = Tries()
+        while True:
             try:
                 begins = shard.lane is None
                 lane = shard.lane = shard.lane or self._open()
                 return lane.ask(replace(ticket, start=shard.start) if begins else ticket, worker)
-            except LaneDiedError:
+            except LaneDiedError as died:
                 lane, shard.lane = shard.lane, None
                 if lane is not None:
                     lane.close()
-                if tries_left == 0 or self._stopping or (worker is not None and worker.is_killed):
+                if self._stopping or (worker is not None and worker.is_killed) or not tries.may_go_on(died):
                     raise
-        raise AssertionError("unreachable")
 
     def _open(self) -> _Place:
         if self._lanes is not None:

@@ -20,7 +20,15 @@ from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import server as server_side
 from lightning_intune.flow.lanes.child import Orders
 from lightning_intune.flow.lanes.function import PickledFunction
-from lightning_intune.flow.lanes.start import Process, Starter, close_ours, execute, hang_up, socket_pair
+from lightning_intune.flow.lanes.start import (
+    Process,
+    Starter,
+    StarterLostError,
+    close_ours,
+    execute,
+    hang_up,
+    socket_pair,
+)
 
 _Launched = tuple[int, Callable[[], object]]  # pid, and a call that waits for its end
 
@@ -112,19 +120,15 @@ class ForkServer(Starter):
 
     def start(self, sock: socket.socket, function: PickledFunction | None, orders: Orders) -> Process:
         assert function is not None
-        num_losses = 0
         while True:
             server, modules = self._running(), [name for name in function.modules if name not in self._unfit]
             late = list(function.late_modules)
             try:
                 answer = server.request(server_side.FORK, (orders, modules, late), (sock.fileno(), function.fd))
-            except OSError:
+            except OSError as error:
                 self._discard(server)  # it was killed: the next one may live
                 function.late_modules = ()  # and if an import of these killed it, each process can do that by itself
-                num_losses += 1
-                if num_losses > 1:
-                    raise
-                continue
+                raise StarterLostError("the fork server is gone") from error
             if isinstance(answer, int):
                 return _Forked(answer, server)
             if answer in late:

@@ -21,6 +21,10 @@ class LaneDiedError(RuntimeError):
     """The lane's process or actor is gone (killed, out of memory, exited); its items may be tried again."""
 
 
+class LaneDiedIdleError(LaneDiedError):
+    """It was gone before it had read the items: none of them is to blame for it."""
+
+
 class Lane(ABC):
     """One place to run the function, owned by one worker thread, which waits while it works.
 
@@ -33,7 +37,8 @@ class Lane(ABC):
         """The function's result for each of `items`, in order; a `Failed` where it raised.
 
         For the first of them only, at least one, when they took longer than `within_s`: the others were not begun.
-        Raises LaneDiedError when the place is gone. A function that raises StopIteration is a `Failed` too.
+        Raises LaneDiedError when the place is gone, LaneDiedIdleError when it certainly was before it read the items.
+        A function that raises StopIteration is a `Failed` too.
         """
 
     @property

@@ -135,7 +135,8 @@ class Nursery:
             process = self._starter.start(theirs, self._function, orders)
         except OSError as error:
             start.close_ours(ours)
-            raise LaneDiedError(f"stage '{self._stage}': no worker process could be started: {error}") from error
+            kind = LostAtStartError if isinstance(error, start.StarterLostError) else LaneDiedError
+            raise kind(f"stage '{self._stage}': no worker process could be started: {error}") from error
         finally:
             theirs.close()
         lane = ProcessLane(

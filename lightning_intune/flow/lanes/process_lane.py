@@ -14,8 +14,18 @@ from typing import Any, final
 from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes import start
 from lightning_intune.flow.lanes.arena import Budget
-from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError
-from lightning_intune.flow.lanes.wire import AGAIN, IMPORTED, READY, RUN, Channel, Message, PeerGoneError, Unloaded
+from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LaneDiedIdleError
+from lightning_intune.flow.lanes.wire import (
+    AGAIN,
+    IMPORTED,
+    READY,
+    RUN,
+    Channel,
+    Message,
+    PeerGoneError,
+    Unloaded,
+    UnreadError,
+)
 
 _CLOSE_S = 5.0  # for the function in hand to finish, before the process is killed
 
@@ -55,7 +65,7 @@ class ProcessLane(Lane):
         try:
             message = self._channel.take()
         except PeerGoneError:
-            raise LostAtStartError(str(self._obituary("while it started"))) from None
+            raise LostAtStartError(self._obituary("while it started")) from None
         if message.kind != READY:
             self.close()
             raise LaneDiedError(f"stage '{self._stage}': its worker process cannot load the function.\n{message.note}")
@@ -70,8 +80,10 @@ class ProcessLane(Lane):
             if message.whole and len(message.values) == 1 and isinstance(message.values[0], Unloaded):
                 self._channel.post(AGAIN, [])
                 message = self._channel.take()
+        except UnreadError:
+            raise LaneDiedIdleError(self._obituary("before it had read the item")) from None
         except PeerGoneError:
-            raise self._obituary("at work") from None
+            raise LaneDiedError(self._obituary("at work")) from None
         except BaseException:
             self.kill()  # the two sides are no longer in step
             raise
@@ -108,13 +120,13 @@ class ProcessLane(Lane):
             message = self._channel.take()
         return message
 
-    def _obituary(self, when: str) -> LaneDiedError:
+    def _obituary(self, when: str) -> str:
         status = self._death.at_once()
         how = "ended" if status is None else f"exited with status {status}"
         if status is not None and status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
             how += " (out of memory?)" if status == -signal.SIGKILL else ""
-        return LaneDiedError(f"stage '{self._stage}': worker process {self.pid} {how} {when}")
+        return f"stage '{self._stage}': worker process {self.pid} {how} {when}"
 
 
 @final

@@ -45,12 +45,19 @@ class Process(ABC):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
+class StarterLostError(OSError):
+    """Whoever starts the processes died over it. One may be on its way with this socket: try again, with another."""
+
+
 class Starter(ABC):
     """Starts worker processes; `close` ends what it keeps for that. Any thread."""
 
     @abstractmethod
     def start(self, sock: socket.socket, function: PickledFunction | None, orders: Orders) -> Process:
-        """A process that runs `child.work` on its end `sock` (left open here). OSError when none can be made."""
+        """A process that runs `child.work` on its end `sock` (left open here).
+
+        OSError when none can be made, StarterLostError when the next attempt may well succeed.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -43,6 +43,10 @@ class PeerGoneError(Exception):
     """The other side has closed the channel or is dead."""
 
 
+class UnreadError(PeerGoneError):
+    """And it had not read the message that was sent last, so that it cannot have died of it."""
+
+
 @final
 @dataclass(frozen=True)
 class Unloaded:
@@ -230,7 +234,7 @@ class Channel:
         try:
             socket.send_fds(self._sock, [b"\0"], [fd])
         except OSError as error:
-            raise PeerGoneError from error
+            raise _gone(error) from error
 
     def _send(self, packet: bytes) -> None:
         # Without giving up the GIL: it would go to another thread, and getting it back costs a context switch.
@@ -240,7 +244,7 @@ class Channel:
         try:
             self._sock.send(packet)
         except OSError as error:
-            raise PeerGoneError from error
+            raise _gone(error) from error
 
     # ---- receiving ----
 
@@ -265,7 +269,7 @@ class Channel:
                 if self._is_dead():
                     raise PeerGoneError from None
             except OSError as error:
-                raise PeerGoneError from error
+                raise _gone(error) from error
 
     def _load_short(self, stream: memoryview, whole: bool) -> list[Any]:
         try:
@@ -286,3 +290,8 @@ class Channel:
             return pickle.loads(stream, buffers=buffers)
         except Exception as error:  # noqa: BLE001 - `__setstate__` is the user's code
             return Unloaded(error)
+
+
+def _gone(error: OSError) -> PeerGoneError:
+    # The kernel knows: a pipe is broken when nobody can read it, a connection reset when it was closed on unread bytes.
+    return UnreadError() if isinstance(error, BrokenPipeError | ConnectionResetError) else PeerGoneError()
