@@ -13,6 +13,9 @@ from lightning_intune.flow.stage_meter import StageMeter
 
 _MAX_CLAIM = 64  # items one claim may hold
 _MAX_MESSAGE = 32  # items one message to a lane may hold: at 32 the way there and back is 2 us an item
+_MESSAGE_BYTES = 2 << 20  # and of what size: 64 KiB items then cost a quarter of one by one, 1 MiB items 3 quarters
+_SHARE_OF_BOUND = 8  # of a stage that bounds its bytes, one message may hold so small a part
+_TINY_THREAD_BYTES = 16 << 10
 _CLAIMS_PER_TINY = 4  # a claim should take as long as that many items that only just count as tiny
 _TINY_IN_FLIGHT = 64  # how many tiny items may be in flight: one wake-up per half of them
 
@@ -43,7 +46,16 @@ class Plan:
     def max_in_flight(self, width: int, meter: StageMeter) -> int:
         """Items that may be claimed and undelivered, where the user has set no bound."""
         bound = 2 * max(1, width) * (self.prebatch or self.share(meter))
-        return max(bound, _TINY_IN_FLIGHT) if meter.tiny else bound
+        return max(bound, self._within_bytes(_TINY_IN_FLIGHT, meter)) if meter.tiny else bound
+
+    @property
+    def tiny_bytes(self) -> int:
+        """An item larger than this is never tiny, however quick it is: in a lane, if two of them fill a message."""
+        return _TINY_THREAD_BYTES if self.lanes is None else self._message_bytes // 2
+
+    @property
+    def _message_bytes(self) -> int:
+        return _MESSAGE_BYTES if self.max_bytes is None else min(_MESSAGE_BYTES, self.max_bytes // _SHARE_OF_BOUND)
 
     @property
     def hoards(self) -> bool:
@@ -71,5 +83,9 @@ class Plan:
         return self.prebatch or (self._together(meter) if meter.tiny else 1)
 
     def _together(self, meter: StageMeter) -> int:
-        most = _MAX_CLAIM if self.lanes is None else _MAX_MESSAGE
+        most = _MAX_CLAIM if self.lanes is None else self._within_bytes(_MAX_MESSAGE, meter)
         return max(1, min(most, int(_CLAIMS_PER_TINY * self.tiny_s / max(meter.service_s, 1e-6))))
+
+    def _within_bytes(self, count: int, meter: StageMeter) -> int:
+        """`count` items, or as many as a message holds; in threads no bytes are moved."""
+        return count if self.lanes is None else min(count, int(self._message_bytes / max(meter.most_bytes, 1.0)))

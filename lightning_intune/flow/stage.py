@@ -41,7 +41,7 @@ class ElasticStage(Node[T]):
                 "more, or to 0 to resume from the beginning and drop what was delivered."
             )
         self._source, self._plan, self.bounds = source, plan, bounds
-        self._meter = StageMeter(plan.tiny_s)
+        self._meter = StageMeter(plan.tiny_s, plan.tiny_bytes)
         self._run: Run | None = None
         self._finalizer: weakref.finalize[..., ElasticStage[T]] | None = None
         self.after_fork()
@@ -171,7 +171,7 @@ class ElasticStage(Node[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._meter = StageMeter(self._plan.tiny_s)
+        self._meter = StageMeter(self._plan.tiny_s, self._plan.tiny_bytes)
         self.after_fork()
         renew_after_fork(self)
 

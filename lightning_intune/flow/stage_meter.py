@@ -10,15 +10,14 @@ from lightning_intune.flow.worker import BLOCKED, BUSY, STARVED, Worker
 
 _SMOOTHING = 0.1
 _STALL_S = 0.02
-_TINY_BYTES = 16 << 10
 
 
 @final
 class StageMeter:
     """Counters of one stage; `busy_s`, `starved_s` and `blocked_s` of workers still in a phase come on top."""
 
-    def __init__(self, tiny_s: float) -> None:
-        self._tiny_s = tiny_s
+    def __init__(self, tiny_s: float, tiny_bytes: int) -> None:
+        self._tiny_s, self._tiny_bytes = tiny_s, tiny_bytes
         self.num_items = 0
         self.num_retried = 0
         self.num_skipped = 0
@@ -59,7 +58,12 @@ class StageMeter:
                 each_s = min(each_s, 4.0 * mean_s + 1e-6)
             self.service_s = mean_s + _SMOOTHING * (each_s - mean_s)
         is_quick = self.service_s < self._tiny_s
-        self.tiny = is_quick and self.item_bytes < _TINY_BYTES and self.input_bytes < _TINY_BYTES
+        self.tiny = is_quick and self.most_bytes <= self._tiny_bytes
+
+    @property
+    def most_bytes(self) -> float:
+        """Of an item or of what it is made from, whichever is larger."""
+        return max(self.item_bytes, self.input_bytes)
 
     def note_bytes(self, nbytes: int) -> None:
         """A finished item was measured."""

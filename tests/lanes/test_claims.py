@@ -159,10 +159,24 @@ def test_a_timeout_or_a_chunk_size_of_one_means_one_by_one(options: dict[str, An
     assert {len(message) for message in lanes.messages} == {1}
 
 
-def test_large_items_go_one_by_one_though_their_results_are_small() -> None:
-    lanes = FakeLanes(fn=len)
-    list(Stage(IterableSource(quickly(np.zeros(4096) for _ in range(300))), lanes, 2))
-    assert {len(message) for message in lanes.messages[70:]} == {1}
+@pytest.mark.parametrize(
+    ("num_bytes", "max_bytes", "most"),
+    [
+        pytest.param(1 << 10, None, 32, id="as many as a message holds"),
+        pytest.param(1 << 17, None, 16, id="as many as 2 MiB hold"),
+        pytest.param((1 << 20) + 1, None, 1, id="large"),
+        pytest.param(1 << 17, 8 << 20, 8, id="an eighth of the bytes that the stage may hold"),
+    ],
+)
+@pytest.mark.parametrize("is_input", [True, False])
+def test_a_message_is_bounded_by_the_bytes_that_go_in_or_come_out(
+    num_bytes: int, max_bytes: int | None, most: int, is_input: bool
+) -> None:
+    item = np.zeros(num_bytes, np.uint8)
+    lanes = FakeLanes(fn=len if is_input else lambda _: item)
+    source = (item if is_input else n for n in range(300))
+    list(Stage(IterableSource(source), lanes, 2, max_bytes=max_bytes))
+    assert max(len(message) for message in lanes.messages[70:]) == most
 
 
 # ---- nothing lost, nothing kept waiting ----
