@@ -35,7 +35,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         if key == "item_bytes":
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)  # a flat line is not to lie on the frame
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(visible=True, alpha=0.3)
