@@ -135,7 +135,7 @@ def test_a_death_is_told_with_its_cause(item: str, how: str, context: str) -> No
             lane.run(["fine"])
 
 
-@pytest.mark.parametrize("context", ["forkserver", pytest.param("fork", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("context", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_bytes", [1, 30_000, 2_000_000])  # in the message itself, or in a slot of its own
 @pytest.mark.parametrize("dies_first", [True, False])
 def test_a_process_that_died_before_it_read_the_items_is_told_apart(
