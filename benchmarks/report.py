@@ -29,7 +29,8 @@ _ABOUT = {
     "peers-remote": "The same; every read waits 20 ms first (simulated).",
     "peers-udf": "The same, and a tokeniser in pure Python for each row's text, which holds the GIL.",
     "peers-sessions": "The same logical batches, checked by a digest. Our users may store one row per session; the "
-    "peers read one row per impression, and in the second table our session layout too.",
+    "peers read one row per impression, and in the second table our session layout too. The roofline is a plain "
+    "loop's, which pays for fresh pages with every batch: an engine that uses memory again can stand above it.",
     "train": "The same model code over the same batches in the same order. `dataloader_sessions` is a DataLoader that "
     "is given our deduplicated batches: what is left of the ratio there is the engine's.",
     "scale": "One thing grows at a time. The streamed rows are hard links to one file.",

@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def tiny_bytes(self) -> int:
-        """An item larger than this is never tiny, however quick it is: in a lane, if two of them fill a message."""
+        """An item larger than this is never tiny, however quick it is. In a lane two of this size fill a message."""
         return _TINY_THREAD_BYTES if self.lanes is None else self._message_bytes // 2
 
     @property
