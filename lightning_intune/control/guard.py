@@ -59,6 +59,10 @@ class GuardSettings:
     """Gain that may be foretold where a pipeline counts as full."""
     full_idle: float = 0.06
     """Share of the CPUs that may then be idle, or taken by others for a moment: what is free is known that well."""
+    full_heavy: float = 0.2
+    """Growth, as a share of the memory in use, from which on the last percents of the CPUs are not worth it."""
+    full_heavy_idle: tuple[float, float] = (0.1, 0.3)
+    """What those are: with one CPU, and the power of the CPUs by which it falls. As the model's `cpu_gap`."""
 
 
 @final
@@ -151,9 +155,23 @@ class Guard:
         reading, settings = situation.reading, self.settings
         is_full = reading.cpu_used >= (1.0 - settings.full_idle) * reading.free_cpus
         is_full &= situation.predicted_proposal < situation.rate * (1.0 + settings.full)
+        is_full |= self._is_heavy(situation, wanted)
         holds = is_full & (why == int(Why.MOVED)) & ((wanted - reading.width).sum(1) > 0)
         wanted = np.where(holds[:, None], reading.width, wanted)
         return wanted, np.where(holds, int(Why.HELD), why)
+
+    def _is_heavy(self, situation: Situation, wanted: Floats) -> Bools:
+        # Nearly full by this turn or by all at these widths, nothing foretold over what the model expects of them
+        # already, and much memory to pay: twice the workers for the last percents, which crowding mostly eats up.
+        reading, settings = situation.reading, self.settings
+        at_one, power = settings.full_heavy_idle
+        used = 1.0 - np.maximum(settings.full_idle, at_one * reading.free_cpus**-power)
+        is_full = reading.cpu_used >= used * reading.free_cpus
+        is_full |= situation.rate >= used * situation.proposal.roofline_samples_per_s
+        expected = np.maximum(situation.rate, situation.predicted)
+        is_full &= situation.predicted_proposal < expected * (1.0 + settings.full)
+        growth = ((wanted - reading.width) * reading.room_bytes).sum(1)
+        return is_full & (growth > settings.full_heavy * reading.memory_bytes)
 
     def _try_fewer(self, situation: Situation, wanted: Floats, why: Ints) -> tuple[Floats, Ints]:
         # Threads that mostly wait for a core slow the others down by more than any model of ours foretells: `Trial`.

@@ -124,6 +124,40 @@ def test_a_pipeline_that_may_gain_is_widened(other):
     assert (verdict.why == Why.MOVED).any()
 
 
+def on_two_cpus(*, use=0.9, rate=1.0, foretold=1.1, expected=1.1, memory=5.0):
+    """Six pipelines on 2 CPUs, which at `rate` would be full; memory in bytes of what one worker more in each holds."""
+    situation = at_work(use=1.0, gain=1.0, turns=5)
+    reading = situation.reading
+    cpus = np.full(6, 2.0)
+    reading = replace(
+        reading, cpus=cpus, others=np.zeros(6), cpu_used=use * cpus, memory_limit_bytes=np.full(6, np.inf),
+        memory_bytes=memory * (reading.room_bytes * reading.is_stage).sum(1),
+    )  # fmt: skip
+    roofline = replace(situation.proposal, roofline_samples_per_s=situation.rate / rate)
+    return replace(
+        situation, reading=reading, proposal=roofline, predicted_proposal=foretold * situation.rate,
+        predicted=expected * situation.rate,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "holds"),
+    [
+        ({"use": 0.925, "rate": 0.9}, True),  # full by this turn
+        ({"use": 0.9, "rate": 0.925}, True),  # full by all turns at these widths
+        ({"use": 0.9, "rate": 0.9}, False),
+        ({"use": 0.925, "foretold": 1.15}, False),  # a gain over what is expected here already
+        ({"use": 0.925, "memory": 5.5}, False),  # a gain for less than a fifth of the memory
+        ({"use": 0.925, "memory": 4.5}, True),
+    ],
+    ids=str,
+)
+def test_last_percents_of_the_cpus_are_not_paid_for_with_much_memory(case, holds):
+    situation = on_two_cpus(**{"memory": 4.9} | case)
+    verdict = judged(situation, situation.reading.width + situation.reading.is_stage)
+    assert (verdict.why == (Why.HELD if holds else Why.MOVED)).all()
+
+
 def test_a_pipeline_that_fills_the_cpus_still_goes_back_to_wider_widths_that_were_better():
     situation = at_work(use=1.0, gain=1.0, turns=5)
     best = situation.reading.legal(situation.reading.width + 1)
@@ -189,7 +223,8 @@ def test_what_did_a_little_harm_once_may_be_tried_again_later_and_what_did_much_
     best.update(wanted, np.full(6, rate), situation.reading.noise, valid)
     for _ in range(turns):
         best.update(width, np.full(6, 100.0), situation.reading.noise, valid)
-    at_best = replace(situation, best_widths=width, best_rate=np.full(6, 100.0), rate=np.full(6, 100.0))
+    far = replace(situation.proposal, roofline_samples_per_s=np.full(6, 200.0))  # half of the CPUs are free
+    at_best = replace(situation, best_widths=width, best_rate=np.full(6, 100.0), rate=np.full(6, 100.0), proposal=far)
     verdict = Guard(6).judge(at_best, wanted, best.known(wanted))
     np.testing.assert_array_equal(verdict.widths, wanted if is_tried else width)
 
