@@ -120,11 +120,15 @@ class ElasticStage(Node[T]):
 
     def shutdown(self) -> None:
         """End the workers here and upstream. The state stays readable; `reset` starts anew."""
-        if self._run is not None:
-            self._run.gate.close()
-            self._run.crew.interrupt()
+        run = self._run
+        if run is not None:
+            run.gate.close()
+            run.crew.interrupt()
+        has_claimer = run is not None and run.is_pulling  # the gate is closed: nobody else goes there now
         shut_down(self._source)  # releases a worker of ours that waits for it
         self._end_run()
+        if has_claimer:
+            shut_down(self._source)  # that worker may have been about to begin another pass there (`Repeat`)
         self._close_lanes()
 
     def resize(self, target: int) -> None:

@@ -11,11 +11,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pytest
 
-from lightning_intune.flow import ElasticMapper, ElasticPrefetcher, IterableSource, Node
+from lightning_intune.flow import ElasticMapper, ElasticPrefetcher, IterableSource, Node, Repeat
 
 
 def same(item: Any) -> Any:
@@ -189,3 +190,36 @@ node.shutdown()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_knob_that_was_being_turned_at_a_fork_can_be_turned_in_the_child() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True, timeout=60)
+
+
+class SlowToBegin(IterableSource[int]):
+    """0 to 999, whose passes after the first do not begin before `may_begin`."""
+
+    def __init__(self) -> None:
+        super().__init__(range(1000))
+        self.num_passes, self.is_reset, self.may_begin = 0, threading.Event(), threading.Event()
+
+    def reset(self, initial_state: Any = None) -> None:
+        self.num_passes += 1
+        if self.num_passes > 1:
+            self.is_reset.set()
+            assert self.may_begin.wait(60)
+        super().reset(initial_state)
+
+
+def test_a_pass_that_begins_upstream_while_all_is_shut_down_is_shut_down_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SlowToBegin()
+    upstream = ElasticMapper(source, same, 2, name="upstream")
+    stage = ElasticPrefetcher(Repeat(upstream, 3), 8)
+    before = set(threading.enumerate())
+    assert list(islice(stage, 999)) == list(range(999))
+    assert source.is_reset.wait(60)  # the prefetcher's worker is in the source, between two passes
+    join = stage._run.crew.join  # pyright: ignore[reportOptionalMemberAccess, reportPrivateUsage]
+
+    def late() -> None:  # upstream has been shut down by now
+        source.may_begin.set()
+        join()
+
+    monkeypatch.setattr(stage._run.crew, "join", late)  # pyright: ignore[reportOptionalMemberAccess, reportPrivateUsage]
+    stage.shutdown()
+    assert set(threading.enumerate()) <= before
