@@ -56,7 +56,11 @@ class Intake:
     def pull(self, limit: int) -> tuple[Sequence[int], list[Any], State | None]:
         """1 to `limit` items, their numbers, and the source's state behind them when one is due."""
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # it leads to this frame (see `run`)
         while self.next_number < self.low or self.next_number in self._skip:
             try:
                 next(self._source)
@@ -71,7 +75,9 @@ class Intake:
         snapshot = None
         if self._error is None:
             snapshot = self._snapshots.take(self.next_number, self._source.state_dict)
-        return range(first, self.next_number), items, snapshot
+        numbers = range(first, self.next_number)
+        del self  # as above: `_error` may be new
+        return numbers, items, snapshot
 
     def _too_short(self) -> ConfigError:
         return ConfigError(
@@ -94,6 +100,7 @@ class Intake:
             except Exception as error:  # noqa: BLE001 - raised by the next pull: what came before it is delivered
                 self._error = error
                 break
+        del self  # as above
         return items
 
     def keep(self, position: int, snapshot: State, low: int) -> None:

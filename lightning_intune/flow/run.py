@@ -4,22 +4,22 @@ A worker *claims* (takes the next item from upstream, one claimer at a time), wo
 lock, and puts the result into a small buffer from which the consumer takes it. There is no reader
 thread, no sorter thread and no polling; whoever waits is woken by the event it waits for.
 
-An error leads, by its traceback, to every frame it was raised under. Those of a run let go of it as they end
-(`del self`): the buffer may hold the error, and a run that refers to itself would keep its source, and the source's
-workers, until a garbage collection.
+An error leads, by its traceback, to every frame it was raised under. Those that an error may pass under on its way
+into the buffer let go of the run (`del self`), and of what leads to that buffer, as they end: a run that refers to
+itself would keep its source, and the source's workers, until a garbage collection.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, final
 
 from lightning_intune.errors import stage_error
 from lightning_intune.flow.allocator import keep_freed_memory
 from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
+from lightning_intune.flow.calls import Calls
+from lightning_intune.flow.claims import Claims
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
 from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.gate import Gate, ring, ring_all
@@ -33,9 +33,8 @@ from lightning_intune.flow.plan import Plan
 from lightning_intune.flow.sizes import item_nbytes
 from lightning_intune.flow.stage_meter import StageMeter
 from lightning_intune.flow.triage import Skipped, Triage
-from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker, call, call_in_lane
+from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker
 
-_MAX_AHEAD = 4096  # items between the first undelivered and the last claimed
 _REVIEW = 31  # the bound is reviewed, and an item measured, whenever `num_items & _REVIEW` is 0
 
 
@@ -47,8 +46,8 @@ class StoppedError(RuntimeError):
 class Run:
     """One pass over a source. `take` is the consumer's; `resize`, `stop`, `read` are anyone's; a `Job` to its workers.
 
-    Under the gate's lock are the buffer, the meter, the crew and every flag. Outside it are the calls
-    to the source (one claimer at a time, `_claiming`) and to the function.
+    Under the gate's lock are the buffer, the claims, the meter, the crew and every flag. Outside it are the calls
+    to the source (one claimer at a time) and to the function.
     """
 
     def __init__(self, plan: Plan, source: BaseNode[Any], state: State | None, meter: StageMeter) -> None:
@@ -59,22 +58,21 @@ class Run:
         # What was delivered out of order is told by numbers, which mean nothing if the source may number anew.
         in_order = plan.in_order or not intake.has_fixed_order
         self._buffer: Buffer = (InOrder if in_order else AnyOrder)(intake.low, intake.beyond)
+        self._claims = Claims(plan, intake, self._buffer, meter)
         self._triage = Triage(plan.on_error, plan.name, state, in_order=in_order, low=intake.low)
         self.gate = Gate()
+        self._calls = Calls(plan, self._triage, self.gate, meter)
         self._lock = self.gate.lock
         self.crew = Crew(self, plan, self.gate)
         self._workers = self.crew.counted
         self._inline = Worker(plan.clock())  # the consumer, where it works itself
-        self._target, self._bound, self._fixed_bound = 0, 1, None
-        self._inbox: deque[tuple[int, Any]] = deque()  # claimed, and not yet in any worker's hands
+        self._target = 0
         self._hoard = Hoard() if plan.hoards else None
         self._patience = Patience(plan, self.gate, self.crew, self._triage, self._hoard)
         self._outbox = Outbox(self._buffer, plan.max_bytes, self.gate)
         self._is_bounded, self._remembers = self._outbox.is_bounded, self._triage.remembers
-        self._in_flight = 0
         self._num_waiting = 0  # consumers: one, unless several threads share the stage
-        self._claiming = self._started = False
-        self._ended = self._failed = False
+        self._started = self._ended = self._failed = False
         self._fault: BaseException | None = None
         self._end_text = "was shut down"
         renew_after_fork(self)
@@ -94,9 +92,9 @@ class Run:
                         raise stage_error(self._plan.name, self._buffer.low, self._fault, "The stage itself failed.")
                     if self.gate.is_closing:
                         raise StoppedError(f"stage '{self._plan.name}' {self._end_text}. Call reset to start anew.")
-                    if self._ended and self._in_flight == 0:
+                    if self._ended and self._claims.num_in_flight == 0:
                         raise StopIteration
-                    if self._target == 0 and not self._workers and not self._claiming:
+                    if self._target == 0 and not self._workers and not self._claims.has_claimer:
                         break
                     self._wait_for_item()
                 else:
@@ -120,7 +118,7 @@ class Run:
     def state(self) -> State:
         """State after the last item taken."""
         with self._lock:
-            return self._intake.state(self._buffer.low, self._buffer.beyond) | self._triage.state()
+            return self._claims.state() | self._triage.state()
 
     def _leave_out(self, skipped: Skipped) -> None:
         self._triage.leave_out(skipped, num_items=self._buffer.low + len(self._buffer.beyond) + 1)
@@ -130,8 +128,8 @@ class Run:
     def _deliver(self, item: Any) -> Any:
         if type(item) is Failed:
             raise item.error
-        number = self._buffer.pop()
-        self._in_flight -= 1
+        number, claims = self._buffer.pop(), self._claims
+        claims.num_in_flight -= 1
         if self._remembers:
             self._triage.came_out(self._buffer.low)
         if self._is_bounded:
@@ -139,7 +137,7 @@ class Run:
         if self._num_waiting:
             self.gate.has_item.notify_all()  # another thread waits: the next item, or the end, is its
         # Tiny items: let half the room open before a worker is woken for it.
-        if self.gate.can_claim and (self._in_flight * 2 <= self._bound or not self._meter.tiny):
+        if self.gate.can_claim and (claims.num_in_flight * 2 <= claims.bound or not self._meter.tiny):
             self._call_worker()
         return item
 
@@ -147,30 +145,27 @@ class Run:
         self._num_waiting += 1
         try:
             self._call_worker()
-            self._patience.wait(self._buffer, self._inbox)
+            self._patience.wait(self._buffer, self._claims.inbox)
         finally:
             self._num_waiting -= 1
 
     def _work_inline(self) -> None:
         """Width 0: the consumer is the worker, for one claim, in its own thread."""
-        worker, before_s = self._inline, time.thread_time()
+        worker, claims, before_s = self._inline, self._claims, time.thread_time()
         with self._lock:
-            if self.gate.is_closing or self._failed or self._claiming:
+            if self.gate.is_closing or self._failed or claims.has_claimer:
                 return
             self._meter.settle(worker, STARVED, self._plan.clock())
-            self._claiming = not self._inbox
-            work = self._draw(1) if self._inbox else None
+            claims.has_claimer = not claims.inbox
+            work = claims.draw(1) if claims.inbox else None
         if work is None:
             work = self._pull(worker, 1)  # one: it is the head of the line, so no bound can hold it back
         if isinstance(work, list) and work:
-            worker.number, item = work[0]
-            outcome = item if self._plan.fn is None else call(self._plan.fn, item)
-            if type(outcome) is Failed and self._triage.is_active:
-                outcome = self._treat(worker, work[0], outcome)
-            if type(outcome) is Failed and not isinstance(outcome.error, Exception):
-                raise outcome.error  # Ctrl-C, or what a signal's handler raised, in the user's own thread
-            self._put(worker, work, [outcome])
-            del outcome  # it may hold an error, which leads here
+            outcomes = self._calls.in_thread(worker, work)
+            if type(outcomes[0]) is Failed and not isinstance(outcomes[0].error, Exception):
+                raise outcomes[0].error  # Ctrl-C, or what a signal's handler raised, in the user's own thread
+            self._put(worker, work, outcomes)
+            del outcomes  # they may hold an error, which leads here
         with self._lock:
             self._meter.settle(worker, IDLE, self._plan.clock())
             self._meter.cpu_s += time.thread_time() - before_s
@@ -180,8 +175,8 @@ class Run:
     def resize(self, target: int, bound: int | None) -> None:
         """Ask for `target` workers and at most `bound` items in flight (None: the engine chooses)."""
         with self._lock:
-            self._target, self._fixed_bound = target, bound
-            self._review_bound()
+            self._target = target
+            self._claims.fix_bound(bound, target)
             if self._started:
                 self._grow()
             ring_all(self.gate.can_claim)  # those beyond the target leave, the others look at the new bound
@@ -199,13 +194,13 @@ class Run:
                 run_delay_s=sum(worker.run_delay_s() for worker in metered),
             )
             bytes_ready = self._outbox.used_bytes if self._is_bounded else int(num_ready * self._meter.item_bytes)
-            gauges = {"num_in_flight": self._in_flight, "max_in_flight": self._bound}
+            gauges = {"num_in_flight": self._claims.num_in_flight, "max_in_flight": self._claims.bound}
             return reading | gauges | {"num_ready": num_ready, "bytes_ready": bytes_ready}
 
     @property
     def is_pulling(self) -> bool:
         """Whether somebody is in the source."""
-        return self._claiming
+        return self._claims.has_claimer
 
     def after_fork(self) -> None:
         """In a forked child: the workers are not here, and one of them may have held the lock."""
@@ -213,7 +208,7 @@ class Run:
         self._lock = self.gate.lock
         if self.crew.orphan():
             self.gate.is_closing = True
-            self._claiming = False  # who was in the source then is not here either, and will not come back
+            self._claims.has_claimer = False  # who was in the source then is not here either, and will not come back
             self._end_text = "ran in the process that forked this one; threads do not cross a fork"
 
     # ---- the workers ----
@@ -229,13 +224,14 @@ class Run:
         if work:
             step = self._process(worker, work)
         else:
-            step = self._pull(worker, self._claim()) if self._hoard is None else self._collect(worker, self._hoard)
+            hoard = self._hoard
+            step = self._pull(worker, self._claims.limit()) if hoard is None else self._collect(worker, hoard)
         del self
         return step
 
     def look(self, worker: Worker) -> Step:
         self._meter.settle(worker, STARVED, self._plan.clock())
-        if self._num_waiting and len(self._inbox) > 1:
+        if self._num_waiting and len(self._claims.inbox) > 1:
             ring(self.gate.can_claim)  # what was claimed as tiny keeps the consumer waiting: everybody is needed
         return self._hand_in(worker) if self._outbox.holds(worker) else self._next_step(worker)
 
@@ -251,24 +247,25 @@ class Run:
             self.gate.has_item.notify_all()
 
     def _grow(self) -> None:
-        if not (self.gate.is_closing or (self._ended and not self._inbox)):
+        if not (self.gate.is_closing or (self._ended and not self._claims.inbox)):
             self.crew.grow(self._target)
 
     def _next_step(self, worker: Worker) -> Step:
         """Under the lock: items for this worker; none, if it is now to pull some; or to wait, or to leave."""
-        if self.gate.is_closing or self._failed or (self._ended and not self._inbox):
+        claims = self._claims
+        if self.gate.is_closing or self._failed or (self._ended and not claims.inbox):
             self._workers.discard(worker)
             return None
         # One more than asked for looks after the items of a claimer whom the source keeps waiting.
-        if len(self._workers) > self._target and not (self._hoard is not None and self._hoard.is_open and self._inbox):
+        if len(self._workers) > self._target and not (self._hoard is not None and self._hoard.is_open and claims.inbox):
             self._workers.discard(worker)
             self._call_worker()  # this one may have been woken for something: hand it on
             return None
-        if self._inbox:
-            return self._draw(self._plan.share(self._meter))
-        room = self._room() > 0
-        if room and not self._claiming:
-            self._claiming = True
+        if claims.inbox:
+            return claims.draw()
+        room = claims.room > 0
+        if room and not claims.has_claimer:
+            claims.has_claimer = True
             worker.phase = STARVED  # since it put its last item, or woke up
             return []
         self._meter.settle(worker, STARVED if room else BLOCKED, self._plan.clock())
@@ -276,98 +273,86 @@ class Run:
         return WAIT
 
     def _pull(self, worker: Worker, limit: int) -> Step:
-        """Claim up to `limit` items, by right of `_claiming`, and take a share of them."""
+        """Claim up to `limit` items, as the only claimer, and take a share of them."""
         try:
             numbers, items, snapshot = self._intake.pull(limit)
         except BaseException as raised:
             if worker is self._inline and not isinstance(raised, Exception):
                 with self._lock:
-                    self._claiming = False
+                    self._claims.has_claimer = False
                 raise  # as above
             step = self._end(worker, raised)
             del self
             return step
         with self._lock:
-            self._claiming = False
+            self._claims.has_claimer = False
             self._meter.settle(worker, BUSY, self._plan.clock())
-            self._in_flight += len(items)
-            if snapshot is not None:
-                self._intake.keep(numbers[-1] + 1, snapshot, self._buffer.low)
+            self._claims.add(numbers, snapshot)
             if len(items) == 1 and not self._triage.known:
                 work = [(numbers[0], items[0])]
             else:
                 self._take_in(numbers, items)
-                work = self._draw(self._plan.share(self._meter))
+                work = self._claims.draw()
                 if not work:
                     return None if worker is self._inline else self._next_step(worker)
             if self.gate.can_claim:
                 self._pass_on()
-            return work
+        del self  # the intake may have met an error behind these items, and keep it for the next pull
+        return work
 
     def _collect(self, worker: Worker, hoard: Hoard) -> Step:
         """As `_pull`, again and again while the items come at once, into everybody's reach."""
-        clock, limit = self._plan.clock, self._plan.claim(self._room(), self._meter, bursting=True)
+        clock, claims = self._plan.clock, self._claims
+        limit = claims.limit(hoards=True)
         began_s = now_s = clock()
         while True:
             before_s = now_s
             try:
-                numbers, items, snapshot = self._intake.pull(max(1, limit - len(self._inbox)))
+                numbers, items, snapshot = self._intake.pull(max(1, limit - len(claims.inbox)))
             except BaseException as raised:  # noqa: BLE001 - raised in the consumer
                 step = self._end(worker, raised)
-                del self
+                del self, claims
                 return step
             now_s = clock()
             with self._lock:
-                self._in_flight += len(items)
-                if snapshot is not None:
-                    self._intake.keep(numbers[-1] + 1, snapshot, self._buffer.low)
+                claims.add(numbers, snapshot)
                 self._take_in(numbers, items)
-                is_full = len(self._inbox) >= limit or self._room() <= 0 or len(self._workers) > self._target
+                is_full = len(claims.inbox) >= limit or claims.room <= 0 or len(self._workers) > self._target
                 if hoard.goes_on(began_s, before_s, now_s) and not (is_full or self._failed or self.gate.is_closing):
                     if hoard.open() and self._num_waiting:
                         self.gate.has_item.notify_all()
                     continue
                 hoard.close()
-                self._claiming = False
+                claims.has_claimer = False
                 return self._share_out(worker)
 
     def _take_in(self, numbers: Sequence[int], items: list[Any]) -> None:
         """Into the inbox; but what a pass before a resume has skipped is left out again, unseen."""
+        inbox = self._claims.inbox
         if not self._triage.known:
-            self._inbox.extend(zip(numbers, items, strict=True))
+            inbox.extend(zip(numbers, items, strict=True))
             return
         for number, item in zip(numbers, items, strict=True):
             if number in self._triage.known:
                 self._hand_over(number, Skipped(number, None))
             else:
-                self._inbox.append((number, item))
+                inbox.append((number, item))
 
     def _share_out(self, worker: Worker) -> Step:
         """The end of a claim into the inbox: a share of it, or what else there is if others took all."""
         self._meter.settle(worker, BUSY, self._plan.clock())
-        work = self._draw(self._plan.share(self._meter))
+        work = self._claims.draw()
         if self.gate.can_claim:
             self._pass_on()
         return work or self._next_step(worker)
 
-    def _claim(self) -> int:
-        return self._plan.claim(self._room(), self._meter, bursting=self._intake.bursting)
-
-    def _room(self) -> int:
-        """How many more items may be claimed. One slow item in an unordered stage must not make the state grow."""
-        return min(self._bound - self._in_flight, self._buffer.low + _MAX_AHEAD - self._intake.next_number)
-
-    def _draw(self, count: int) -> Work:
-        inbox = self._inbox
-        return [inbox.popleft() for _ in range(min(count, len(inbox)))]
-
     def _call_worker(self) -> None:
-        if self.gate.can_claim and (self._inbox or (not self._claiming and self._room() > 0)):
+        if self.gate.can_claim and self._claims.wants_worker:
             ring(self.gate.can_claim)
 
     def _pass_on(self) -> None:
         """After a claim: wake another worker if there is more to do and it is worth it."""
-        if self._inbox or self._room() > 0:
+        if self._claims.inbox or self._claims.room > 0:
             if self._num_waiting or not self._meter.tiny:
                 ring(self.gate.can_claim)
             return
@@ -377,56 +362,18 @@ class Run:
                 self._meter.settle(worker, BLOCKED, now_s)
 
     def _process(self, worker: Worker, work: Work) -> Step:
-        fn, lanes = self._plan.fn, self._plan.lanes
-        worker.number = work[0][0]
-        if lanes is not None:
-            gate, items = self.gate, [item for _, item in work]
-            outcomes = call_in_lane(worker, lanes, items, lambda: gate.is_closing, within_s=self._plan.within_s)
-            step = self._put_from_lane(worker, work, outcomes)
-            del self, outcomes
-            return step
-        item = work[0][1]
-        outcome = item if fn is None else call(fn, item)
-        if type(outcome) is Failed and self._triage.is_active:
-            outcome = self._treat(worker, work[0], outcome)
-        step = self._put(worker, work, [outcome])
-        del self, outcome
-        return step
-
-    def _treat(self, worker: Worker, numbered: tuple[int, Any], outcome: Failed) -> Any:
-        """Outside the lock: what the stage's `on_error` makes of a failure."""
-        number, item = numbered
-        gate, again = self.gate, partial(self._try_again, worker, number, item)
-        try:
-            return self._triage.treat(number, item, outcome, again, lambda seconds: gate.doze(worker.bell, seconds))
-        finally:
-            del self, again, outcome
-
-    def _try_again(self, worker: Worker, number: int, item: Any) -> Any:
-        fn, lanes, gate = self._plan.fn, self._plan.lanes, self.gate
-        assert fn is not None
-        with self._lock:
-            self._meter.num_retried += 1
-            worker.number = number
-            self._meter.settle(worker, BUSY, self._plan.clock())  # a timeout is one try's
-        is_inline = worker is self._inline
-        del self
-        if lanes is None or is_inline:
-            return call(fn, item)
-        return call_in_lane(worker, lanes, [item], lambda: gate.is_closing)[0]
-
-    def _put_from_lane(self, worker: Worker, work: Work, outcomes: list[Any]) -> Step:
-        num_done = len(outcomes)
-        if self._triage.is_active:
-            outcomes = [
-                self._treat(worker, numbered, outcome) if type(outcome) is Failed else outcome
-                for numbered, outcome in zip(work, outcomes, strict=False)
-            ]
-        if num_done < len(work):  # they were not tiny after all: whoever comes first takes the rest
-            with self._lock:
-                self._inbox.extendleft(reversed(work[num_done:]))
-                ring(self.gate.can_claim)
-        step = self._put(worker, work[:num_done], outcomes, fn_s=worker.fn_s())
+        lanes, fn_s = self._plan.lanes, None
+        if lanes is None:
+            outcomes = self._calls.in_thread(worker, work)
+        else:
+            outcomes = self._calls.in_lane(worker, work, lanes)
+            fn_s = worker.fn_s()
+            if len(outcomes) < len(work):  # they were not tiny after all: whoever comes first takes the rest
+                with self._lock:
+                    self._claims.give_back(work[len(outcomes) :])
+                    ring(self.gate.can_claim)
+                work = work[: len(outcomes)]
+        step = self._put(worker, work, outcomes, fn_s=fn_s)
         del self, outcomes
         return step
 
@@ -444,7 +391,7 @@ class Run:
                 meter.input_bytes = input_bytes
                 for nbytes in sizes:
                     meter.note_bytes(nbytes)
-                self._review_bound()
+                self._claims.review_bound(self._target)
             if is_bounded:
                 self._outbox.hold(worker, work, outcomes, sizes)
                 return self._hand_in(worker)
@@ -474,13 +421,14 @@ class Run:
         """The source is exhausted, or failed: no more claims."""
         with self._lock:
             self._no_more(worker, error)
-            if worker is self._inline or not self._inbox:
+            if worker is self._inline or not self._claims.inbox:
                 return None
             self._workers.add(worker)
             return self._share_out(worker)
 
     def _no_more(self, worker: Worker, error: BaseException) -> None:
-        self._ended, self._claiming = True, False
+        self._ended = True
+        self._claims.has_claimer = False
         if self._hoard is not None:
             self._hoard.close()
         self._workers.discard(worker)
@@ -488,11 +436,7 @@ class Run:
         if not (isinstance(error, StopIteration) or is_shutdown):
             number = self._intake.next_number
             failure = stage_error(self._plan.name, number, error, "The error came from the stage's source.")
-            self._in_flight += 1
+            self._claims.num_in_flight += 1  # the failure is delivered as an item is
             self._buffer.put(self._intake.first_missing, Failed(failure))
         ring_all(self.gate.can_claim)
         self.gate.has_item.notify_all()
-
-    def _review_bound(self) -> None:
-        fixed = self._fixed_bound
-        self._bound = fixed if fixed is not None else self._plan.max_in_flight(self._target, self._meter)

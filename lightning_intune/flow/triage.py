@@ -86,7 +86,7 @@ class Triage:
         try:
             return outcome
         finally:
-            del outcome, again  # the error of a retry leads to this frame (see `run`)
+            del outcome  # the error of a retry leads to this frame (see `run`)
 
     def is_for(self, error: BaseException) -> bool:
         """Whether the policy has a say in this error."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from lightning_intune.flow.gate import Bench
-from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LaneDiedIdleError, LanePool
-from lightning_intune.flow.lanes.tries import Tries
+from lightning_intune.flow.lanes.lane import Lane, LanePool
 from lightning_intune.flow.native_threads import use_one
 
 IDLE, BUSY, STARVED, BLOCKED = "idle", "busy", "starved", "blocked"
@@ -101,46 +98,3 @@ class Worker:
         if lane is not None:
             self._account, self._fn_s = (None, earlier_s + lane.cpu_s, delay_s + lane.run_delay_s), 0.0
             lane.close()
-
-
-def call(fn: Callable[[Any], Any], item: Any) -> Any:
-    """`fn(item)`, or a `Failed` with whatever it raised: a worker never dies of a user's error."""
-    try:
-        return fn(item)
-    except BaseException as error:  # noqa: BLE001 - kept whole and raised in the consumer
-        return Failed(error)
-
-
-def call_in_lane(
-    worker: Worker,
-    pool: LanePool,
-    items: list[Any],
-    is_closing: Callable[[], bool],
-    *,
-    within_s: float = math.inf,
-) -> list[Any]:
-    """Outcomes of `items` in the worker's lane, of the first ones only when they take longer than `within_s`.
-
-    A dead lane is replaced and its items tried again.
-
-    After a death at work the items go one by one, so that the one which kills lanes is found and named and
-    the others come through. An item that is not to be tried again (`Tries`) is a `Failed` with LaneDiedError, one whose
-    lane was killed because it hung (`Worker.overdue`) with TimeoutError, and so is every item while the run is closing:
-    then it is we who kill.
-    """
-    tries = Tries()
-    while True:
-        try:
-            return worker.open_lane(pool).run(items, within_s=within_s)
-        except LaneDiedError as died:
-            worker.drop_lane()
-            overdue, worker.overdue = worker.overdue, None
-            if overdue is not None and overdue[0] == worker.number:
-                return [Failed(overdue[1])]
-            if is_closing():
-                return [Failed(died) for _ in items]
-            if len(items) > 1 and not isinstance(died, LaneDiedIdleError):
-                break
-            if not tries.may_go_on(died):
-                return [Failed(died) for _ in items]
-    return [call_in_lane(worker, pool, [item], is_closing)[0] for item in items]

@@ -11,8 +11,7 @@ from typing import Any, final
 import pytest
 
 from lightning_intune.errors import StageError
-from lightning_intune.flow import intake, run, snapshots, triage
-from lightning_intune.flow import worker as worker_module
+from lightning_intune.flow import calls, intake, run, snapshots, triage
 from lightning_intune.flow.buffers import AnyOrder, InOrder
 from lightning_intune.flow.crew import Crew
 from lightning_intune.flow.lanes import arena, process_lane, start
@@ -102,8 +101,7 @@ def swallowed(patch: pytest.MonkeyPatch) -> Iterator[None]:
         except Exception:  # noqa: BLE001 - the bug
             return item
 
-    patch.setattr(run, "call", forgiving)
-    patch.setattr(worker_module, "call", forgiving)
+    patch.setattr(calls, "call", forgiving)
     yield
 
 
@@ -188,7 +186,7 @@ def fatal(patch: pytest.MonkeyPatch) -> Iterator[None]:
             worker.drop_lane()
             return [process_lane.Failed(died) for _ in items]
 
-    patch.setattr(run, "call_in_lane", hopeless)
+    patch.setattr(calls, "call_in_lane", hopeless)
     yield
 
 

@@ -86,6 +86,7 @@ BEHIND_A_PREFETCHER: dict[str, Callable[[Node[int]], ElasticMapper[Any]]] = {
     "raises, bounded": lambda node: ElasticMapper(node, fails_on_2, 2, max_bytes=1),
     "source raises": lambda node: ElasticMapper(Filter(node, fails_on_2), float, 2),
     "source raises in bursts": lambda node: ElasticMapper(Filter(node, fails_on_2), float, 2, prebatch=2),
+    "source raises behind others": lambda node: ElasticMapper(Filter(node, fails_on_2), float, 2, prebatch=3),
     "skips": lambda node: ElasticMapper(node, fails_on_2, 2, on_error=EVERYTHING),
     "retries": lambda node: ElasticMapper(node, fails_on_2, 2, on_error=OnError(retries=1, backoff_s=0.0)),
     "skips after a retry": lambda node: ElasticMapper(

@@ -96,7 +96,10 @@ class AutoLane(Lane):
             if now_s - began_s > within_s:
                 break
         self._fn_s += now_s - began_s
-        return outcomes
+        try:
+            return outcomes
+        finally:
+            del outcomes  # an error among them leads to this frame
 
     def _leave_process(self) -> None:
         process, self._process = self._process, None
