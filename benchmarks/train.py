@@ -59,7 +59,7 @@ def measure(*, quick: bool, say: Callable[[str], Any]) -> dict[str, Any]:
     began_s = time.perf_counter()
 
     def once(model: str, engine: str, setting: dict[str, int], **changes: Any) -> dict[str, Any] | None:
-        warm_up_s = 8.0 if engine == "ours" else 2.0
+        warm_up_s = 8.0 if engine.startswith("ours") else 2.0  # both alike, or `ratio_ours_fixed` is not the tuner's
         job = {"folder": folder, "model": model, "engine": engine, "warm_up_s": warm_up_s} | times | setting | changes
         found, error = measured("benchmarks.train_parts.child", job, _TIMEOUT_S)
         if found is None:

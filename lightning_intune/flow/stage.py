@@ -120,11 +120,11 @@ class ElasticStage(Node[T]):
 
     def shutdown(self) -> None:
         """End the workers here and upstream. The state stays readable; `reset` starts anew."""
-        run = self._run
+        run, has_claimer = self._run, False
         if run is not None:
             run.gate.close()
+            has_claimer = run.is_pulling  # nobody else goes there any more
             run.crew.interrupt()
-        has_claimer = run is not None and run.is_pulling  # the gate is closed: nobody else goes there now
         shut_down(self._source)  # releases a worker of ours that waits for it
         self._end_run()
         if has_claimer:
