@@ -123,6 +123,7 @@ def whereabouts(what: str) -> Any:
         "sigint": lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
         "environ": lambda: os.environ.get("LANES_TEST"),
         "huge pages": lambda: os.environ.get("THP_MEM_ALLOC_ENABLE"),
+        "arrow pool": lambda: importlib.import_module("pyarrow").default_memory_pool().backend_name,
         "cwd": os.getcwd,
         "memory": lambda: int(Path("/proc/self/statm").read_text().split()[1]),
     }[what]()

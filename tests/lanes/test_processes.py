@@ -48,6 +48,18 @@ def test_tensors_lie_on_huge_pages_unless_the_user_says_otherwise(
         assert lane.run(["huge pages"]) == [theirs]
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(None, "system"), ("mimalloc", "mimalloc")])
+def test_arrow_allocates_with_malloc_unless_the_user_says_otherwise(
+    ours: str | None, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+    if ours is not None:
+        monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", ours)
+    FORK_SERVER.close()  # it may have Arrow loaded already
+    with one_lane(functions.whereabouts) as lane:
+        assert lane.run(["arrow pool"]) == [theirs]
+
+
 def test_growing_takes_the_warm_spare_and_warms_another() -> None:
     pool = ProcessLanePool(functions.whereabouts, name="stage")
     lanes = []
