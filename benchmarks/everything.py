@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.peers_parts.measured import raised_by_sigterm
 from benchmarks.report import NAMES, RESULTS, ROOT, command_of, write
 
 _TIMEOUT_S = 3600.0
@@ -47,10 +48,15 @@ def ran(name: str, folder: Path, *, quick: bool) -> bool:
     print(f"== {name}: {' '.join(command[1:])} (others use {others:.0%} of the machine)", flush=True)
     began_s = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:  # no pipe: what a peer leaves behind would hold it open
+        child = subprocess.Popen(command, cwd=ROOT, stdout=out)
         try:
-            code = subprocess.run(command, cwd=ROOT, stdout=out, check=False, timeout=_TIMEOUT_S).returncode
+            with raised_by_sigterm():
+                code = child.wait(_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             code = -1
+        finally:
+            child.terminate()  # not killed: it has processes of its own to end
+            child.wait()
         out.seek(0)
         lines = out.read().strip().splitlines()
     if code != 0 or not lines:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -30,7 +32,8 @@ def measured(module: str, job: dict[str, Any], timeout_s: float) -> tuple[dict[s
         )
         peak = _PeakPss(child.pid)
         try:
-            child.wait(timeout_s)
+            with raised_by_sigterm():
+                child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None, f"did not finish: no figures after {timeout_s:.0f} s"
         finally:
@@ -41,6 +44,20 @@ def measured(module: str, job: dict[str, Any], timeout_s: float) -> tuple[dict[s
     if child.returncode != 0 or not lines[0]:
         return None, (lines[1] or [f"exit {child.returncode}"])[-1]
     return json.loads(lines[0][-1]) | {"peak_pss_mb": peak_mb}, ""
+
+
+@contextmanager
+def raised_by_sigterm() -> Generator[None]:
+    """SIGTERM raises SystemExit in here, so that whoever waits ends what it has started. Main thread only."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _lines(file: IO[str]) -> list[str]:

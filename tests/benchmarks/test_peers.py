@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -16,7 +22,7 @@ from benchmarks.peers_parts import data
 from benchmarks.peers_parts.child import measure, reached_s
 from benchmarks.peers_parts.contest import Entrant, contends
 from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
-from benchmarks.peers_parts.measured import measured
+from benchmarks.peers_parts.measured import ROOT, measured
 from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, tuned
 from benchmarks.peers_parts.sweep import sweep
 from benchmarks.peers_parts.work import Fused, Work, digest, make_work
@@ -202,6 +208,28 @@ def test_a_run_that_does_not_finish_is_ended(folder: Path) -> None:
     found, error = measured("benchmarks.peers_parts.child", job | {"warm_up_s": 900.0, "seconds": 1.0}, 0.1)
     assert found is None
     assert error == "did not finish: no figures after 0 s"
+
+
+def test_a_benchmark_that_is_told_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    code = "from benchmarks.peers_parts.measured import measured; import sys; "
+    code += "measured('tests.benchmarks.stays', {'path': sys.argv[1]}, 600.0)"
+    benchmark = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    try:
+        deadline_s = time.monotonic() + 60.0
+        while not path.exists():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        pid = int(path.read_text())
+        benchmark.terminate()
+        assert benchmark.wait(60.0) == 128 + signal.SIGTERM
+        with suppress(psutil.NoSuchProcess):  # or a zombie, where nobody reaps orphans
+            while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.01)
+    finally:
+        benchmark.kill()
+        benchmark.wait()
 
 
 def test_the_table_says_both_warm_ups_and_what_failed() -> None:
