@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
+from benchmarks.peers_parts.engines import BARE_THREADS, PEERS, PLAIN, Engine
 from benchmarks.peers_parts.ours import FIXED, OURS
 from benchmarks.peers_parts.work import digest, make_work, num_rows
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OURS, FIXED, *PEERS, PLAIN)}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (OURS, FIXED, *PEERS, PLAIN, BARE_THREADS)}
 _SLICE_S = 0.25
 """Rows are counted in slices this long, for the time until the rate is near its best."""
 

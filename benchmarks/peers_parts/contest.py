@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from benchmarks.peers_parts.data import folder_of
-from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
+from benchmarks.peers_parts.engines import BARE_THREADS, PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import measured
 from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, tuned
 from benchmarks.peers_parts.sweep import sweep
@@ -65,6 +65,7 @@ class Contest:
         self._ours = Entrant(engine=OURS, work=self._ours_work)
         settings = fixed_settings(self._ours_work)[: 1 if quick else None]
         self._fixed = Entrant(engine=replace(FIXED, fixed=settings), work=self._ours_work)
+        self._threads = Entrant(engine=BARE_THREADS, work=workload)
 
     def run(self, names: Sequence[str]) -> dict[str, Any]:
         """The workload's figures, with `names` of the peers."""
@@ -82,6 +83,8 @@ class Contest:
         best = {entrant: max(rates, key=lambda s: rates[s]) for entrant, rates in swept.items() if rates}
         best[self._ours] = tuned(best.get(self._fixed, self._fixed.engine.fixed[0]))
         best |= {Entrant(engine=PLAIN, work=work): "loop" for work in self._digests}
+        if self.workload == "local":  # elsewhere threads wait, or hold the lock: it would say nothing
+            best[self._threads] = f"threads={machine()['cores']}"
         rounds: list[Round] = []
         for number in range(self._rounds):
             order = [entrant for entrant in best if number < self._rounds_of(entrant, swept)]
@@ -93,8 +96,8 @@ class Contest:
         return self._figures(rounds, best, swept)
 
     def _rounds_of(self, entrant: Entrant, swept: Mapping[Entrant, Mapping[str, float]]) -> int:
-        if entrant.engine is PLAIN:
-            return _PLAIN_ROUNDS  # only its CPU seconds count, which vary little
+        if entrant.engine in (PLAIN, BARE_THREADS):
+            return _PLAIN_ROUNDS  # of the one only its CPU seconds count, which vary little
         return self._rounds if contends(entrant, swept) else 2
 
     def _tell(self, text: str) -> None:
@@ -173,6 +176,11 @@ class Contest:
         shares = _paired(rounds, ours, self._fixed)
         if shares:
             put(figures, "share_of_fixed", shares)
+        of_threads = _paired(rounds, ours, self._threads)
+        if of_threads:
+            threads = [found[self._threads]["rows_per_s"] for found in rounds if self._threads in found]
+            put(figures, "bare_threads_rows_per_s", threads)
+            put(figures, "share_of_bare_threads", of_threads)
         if self.workload == "sessions":
             put(figures, "roofline_rows_per_s_row_layout", self._rooflines(rounds, "sessions"))
             _parts(figures)

@@ -5,7 +5,9 @@ Each engine imports its library when it is opened, so that one that is not insta
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -42,6 +44,21 @@ def plain(work: Work, _: str) -> Generator[Batches]:
     """A loop in the trainer's own thread: what nothing costs."""
     fused = Fused(work, tensors=True)
     yield (fused(index) for index in count())
+
+
+@contextmanager
+def bare_threads(work: Work, setting: str) -> Generator[Batches]:
+    """The same loop in several threads, the standard library's, which only hand their batches over in order."""
+    fused, width = Fused(work, tensors=True), _number(setting)
+    with ThreadPoolExecutor(width) as pool:
+        waiting = deque(pool.submit(fused, index) for index in range(2 * width))
+
+        def batches() -> Batches:
+            for index in count(2 * width):
+                waiting.append(pool.submit(fused, index))
+                yield waiting.popleft().result()
+
+        yield batches()
 
 
 @contextmanager
@@ -203,3 +220,5 @@ PEERS = (
     Engine(name="ray", package="ray", shapes=("tasks", "actors"), widths=(2, 4), open=ray_data),
 )
 PLAIN = Engine(name="plain", package="torch", fixed=("loop",), open=plain)
+BARE_THREADS = Engine(name="bare_threads", package="torch", shapes=("threads",), open=bare_threads)
+"""What one interpreter's lock leaves of the roofline, before any engine costs anything."""

@@ -21,7 +21,7 @@ from benchmarks.peers import table
 from benchmarks.peers_parts import data
 from benchmarks.peers_parts.child import measure, reached_s
 from benchmarks.peers_parts.contest import Entrant, contends
-from benchmarks.peers_parts.engines import PEERS, PLAIN, Engine
+from benchmarks.peers_parts.engines import BARE_THREADS, PEERS, PLAIN, Engine
 from benchmarks.peers_parts.measured import ROOT, measured
 from benchmarks.peers_parts.ours import FIXED, OURS, fixed_settings, tuned
 from benchmarks.peers_parts.sweep import sweep
@@ -117,6 +117,11 @@ def test_a_peer_gives_the_same_batches_and_reads_each_once(folder: Path, name: s
     with engine.open(counted, setting) as batches:
         assert [digest(batch) for batch in islice(batches, 6)] == _expected(folder)
     assert set(read.counts.values()) == {1}
+
+
+def test_bare_threads_give_the_same_batches_in_order(folder: Path) -> None:
+    with BARE_THREADS.open(make_work("local", folder), "threads=2") as batches:
+        assert [digest(batch) for batch in islice(batches, 6)] == _expected(folder)
 
 
 def _expected(folder: Path) -> list[list[int]]:
