@@ -20,8 +20,7 @@ from lightning_intune.balance.shards import Shards
 from lightning_intune.balance.share import RankBatch
 from lightning_intune.balance.takeover import take_over
 from lightning_intune.errors import ConfigError
-from lightning_intune.flow.node import BaseNode, Node, State
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import BaseNode, Node, State, StoppedError
 
 T = TypeVar("T")
 

@@ -29,8 +29,7 @@ from lightning_intune.balance.reader import Block, Part, ShardReader
 from lightning_intune.balance.rules import Rules
 from lightning_intune.balance.share import RankBatch
 from lightning_intune.flow.ahead import Ahead
-from lightning_intune.flow.node import State
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import State, StoppedError
 
 T = TypeVar("T")
 Observed = tuple[int, float, float, float]

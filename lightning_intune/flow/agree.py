@@ -8,10 +8,9 @@ from typing import Any, TypeVar, final
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.communicator import Communicator, GlooCommunicator
-from lightning_intune.flow.node import BaseNode, Node, State
+from lightning_intune.flow.node import BaseNode, Node, State, StoppedError
 from lightning_intune.flow.padding import zero_weight
 from lightning_intune.flow.rank_share import RankShare
-from lightning_intune.flow.run import StoppedError
 from lightning_intune.flow.verdict import Mode, unkept, verdict
 from lightning_intune.flow.window import Window
 

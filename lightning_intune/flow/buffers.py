@@ -36,6 +36,10 @@ class Buffer(ABC):
     def is_next(self, number: int) -> bool:
         """Whether the consumer may be waiting for just this item, so that it must be let in over any bound."""
 
+    @abstractmethod
+    def first_unneeded(self, failed: int) -> int:
+        """From which number on no item will come out, since this one has failed."""
+
     @property
     @abstractmethod
     def beyond(self) -> Set[int]:
@@ -73,6 +77,9 @@ class InOrder(Buffer):
     def is_next(self, number: int) -> bool:
         return number == self.low
 
+    def first_unneeded(self, failed: int) -> int:
+        return failed
+
     @property
     def beyond(self) -> Set[int]:
         return self._skip
@@ -107,6 +114,9 @@ class AnyOrder(Buffer):
 
     def is_next(self, number: int) -> bool:  # noqa: ARG002 - any item may be the next
         return not self._items
+
+    def first_unneeded(self, failed: int) -> int:  # noqa: ARG002 - what is unfinished can be left
+        return 0
 
     @property
     def beyond(self) -> Set[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from lightning_intune.flow.buffers import Buffer
@@ -34,7 +35,12 @@ class Claims:
         """How many of those there may be."""
         self.has_claimer = False
         """Somebody is in the source, or about to be."""
+        self.has_ended = False
+        """Nothing more will be claimed: the source is exhausted or has failed, or an item or the stage itself has."""
+        self.width = 0
+        """How many workers are asked for."""
         self._fixed_bound: int | None = None
+        self._first_unneeded = sys.maxsize
 
     @property
     def room(self) -> int:
@@ -45,6 +51,11 @@ class Claims:
     def wants_worker(self) -> bool:
         """Whether there is something to do for one that does nothing now."""
         return bool(self.inbox) or (not self.has_claimer and self.room > 0)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether there is nothing to claim any more, nor to draw."""
+        return self.has_ended and not self.inbox
 
     def limit(self, *, hoards: bool = False) -> int:
         """How many items to pull at once; to a claimer who `hoards`, in how many pulls that follow each other."""
@@ -64,17 +75,28 @@ class Claims:
 
     def give_back(self, work: Work) -> None:
         """These were not worked on after all, and are the next to be drawn."""
-        self.inbox.extendleft(reversed(work))
+        self.inbox.extendleft(reversed(self._needed(work)))
 
-    def fix_bound(self, bound: int | None, width: int) -> None:
-        """The user's bound on items in flight; None: the engine chooses."""
-        self._fixed_bound = bound
-        self.review_bound(width)
+    def end_before(self, number: int) -> None:
+        """Items from this number on are not needed, as one has failed; those before it are worked off still."""
+        self.has_ended = True
+        self._first_unneeded = min(self._first_unneeded, number)
+        needed = self._needed(self.inbox)
+        self.inbox.clear()
+        self.inbox.extend(needed)
 
-    def review_bound(self, width: int) -> None:
+    def _needed(self, work: Iterable[tuple[int, Any]]) -> Work:
+        return [(number, item) for number, item in work if number < self._first_unneeded]
+
+    def fix(self, width: int, bound: int | None) -> None:
+        """So many workers are asked for, and at most so many items in flight; None: the engine chooses."""
+        self.width, self._fixed_bound = width, bound
+        self.review_bound()
+
+    def review_bound(self) -> None:
         """Set it anew: the width has changed, or what is known of the items."""
         fixed = self._fixed_bound
-        self.bound = fixed if fixed is not None else self._plan.max_in_flight(width, self._meter)
+        self.bound = fixed if fixed is not None else self._plan.max_in_flight(self.width, self._meter)
 
     def state(self) -> State:
         """The source's part in the state after the last item delivered."""

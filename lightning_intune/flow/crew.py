@@ -19,7 +19,7 @@ Work = list[tuple[int, Any]]
 
 @final
 class Wait:
-    """A worker has nothing to do now."""
+    """A worker has nothing to do, as far as it knows: it is to `look`, and to wait if told this again."""
 
 
 WAIT: Final = Wait()
@@ -63,7 +63,7 @@ def live(ref: Callable[[], Job | None], gate: Gate, worker: Worker) -> None:
                 step = job.go_on(worker, step)
                 continue
             with gate.lock:
-                step = job.look(worker)  # again: the lock was let go since
+                step = job.look(worker)  # the lock may have been let go since
                 while isinstance(step, Wait):
                     job = None
                     gate.park(worker.bench, worker.bell)

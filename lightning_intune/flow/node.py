@@ -12,6 +12,10 @@ T = TypeVar("T", covariant=True)
 State = dict[str, Any]
 
 
+class StoppedError(RuntimeError):
+    """An item was asked of a stage that was shut down. Never a StopIteration: that would end an epoch early."""
+
+
 class Node(BaseNode[T]):
     """A torchdata node that can be shut down, told its epoch, and walked.
 

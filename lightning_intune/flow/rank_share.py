@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
-from lightning_intune.flow.node import BaseNode, State
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import BaseNode, State, StoppedError
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ itself would keep its source, and the source's workers, until a garbage collecti
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any, final
 
 from lightning_intune.errors import stage_error
@@ -21,15 +20,15 @@ from lightning_intune.flow.buffers import NOTHING, AnyOrder, Buffer, InOrder
 from lightning_intune.flow.calls import Calls
 from lightning_intune.flow.claims import Claims
 from lightning_intune.flow.crew import WAIT, Crew, Step, Work
+from lightning_intune.flow.delivery import Delivery
 from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.gate import Gate, ring, ring_all
-from lightning_intune.flow.hoard import Hoard
 from lightning_intune.flow.intake import Intake
 from lightning_intune.flow.lanes.lane import Failed
-from lightning_intune.flow.node import BaseNode, State
-from lightning_intune.flow.outbox import Outbox
+from lightning_intune.flow.node import BaseNode, State, StoppedError
 from lightning_intune.flow.patience import Patience
 from lightning_intune.flow.plan import Plan
+from lightning_intune.flow.puller import Puller
 from lightning_intune.flow.sizes import item_nbytes
 from lightning_intune.flow.stage_meter import StageMeter
 from lightning_intune.flow.triage import Skipped, Triage
@@ -38,13 +37,9 @@ from lightning_intune.flow.worker import BLOCKED, BUSY, IDLE, STARVED, Worker
 _REVIEW = 31  # the bound is reviewed, and an item measured, whenever `num_items & _REVIEW` is 0
 
 
-class StoppedError(RuntimeError):
-    """An item was asked of a stage that was shut down. Never a StopIteration: that would end an epoch early."""
-
-
 @final
 class Run:
-    """One pass over a source. `take` is the consumer's; `resize`, `stop`, `read` are anyone's; a `Job` to its workers.
+    """One pass over a source. `take` is the consumer's; `resize` and `read` are anyone's; a `Job` to its workers.
 
     Under the gate's lock are the buffer, the claims, the meter, the crew and every flag. Outside it are the calls
     to the source (one claimer at a time) and to the function.
@@ -52,27 +47,26 @@ class Run:
 
     def __init__(self, plan: Plan, source: BaseNode[Any], state: State | None, meter: StageMeter) -> None:
         self._plan, self._meter = plan, meter
-        self._intake = intake = Intake(
-            source, state, every=plan.snapshot_every, prebatch=plan.prebatch, clock=plan.clock
-        )
+        intake = Intake(source, state, every=plan.snapshot_every, prebatch=plan.prebatch, clock=plan.clock)
         # What was delivered out of order is told by numbers, which mean nothing if the source may number anew.
         in_order = plan.in_order or not intake.has_fixed_order
         self._buffer: Buffer = (InOrder if in_order else AnyOrder)(intake.low, intake.beyond)
-        self._claims = Claims(plan, intake, self._buffer, meter)
+        self._claims = claims = Claims(plan, intake, self._buffer, meter)
         self._triage = Triage(plan.on_error, plan.name, state, in_order=in_order, low=intake.low)
         self.gate = Gate()
         self._calls = Calls(plan, self._triage, self.gate, meter)
         self._lock = self.gate.lock
         self.crew = Crew(self, plan, self.gate)
         self._workers = self.crew.counted
-        self._inline = Worker(plan.clock())  # the consumer, where it works itself
-        self._target = 0
-        self._hoard = Hoard() if plan.hoards else None
+        self._inline = Worker(plan.clock(), is_inline=True)  # the consumer, where it works itself
+        self._delivery = Delivery(plan, claims, self._buffer, self._triage, self.gate)
+        self._puller = Puller(
+            plan, self.gate, self.crew, intake=intake, claims=claims, buffer=self._buffer, delivery=self._delivery,
+            triage=self._triage, meter=meter,
+        )  # fmt: skip
+        self._hoard = self._puller.hoard
         self._patience = Patience(plan, self.gate, self.crew, self._triage, self._hoard)
-        self._outbox = Outbox(self._buffer, plan.max_bytes, self.gate)
-        self._is_bounded, self._remembers = self._outbox.is_bounded, self._triage.remembers
-        self._num_waiting = 0  # consumers: one, unless several threads share the stage
-        self._started = self._ended = self._failed = False
+        self._is_started = False
         self._fault: BaseException | None = None
         self._end_text = "was shut down"
         renew_after_fork(self)
@@ -81,20 +75,21 @@ class Run:
     # ---- the consumer ----
 
     def take(self) -> Any:
-        """The next item; StopIteration at the end, StoppedError after `stop`, a StageError in its item's place."""
+        """The next item; StopIteration at the end, StoppedError once the gate is closed, an item's StageError."""
+        claims = self._claims
         while True:
             with self._lock:
-                if not self._started:
-                    self._started = True
+                if not self._is_started:
+                    self._is_started = True
                     self._grow()
                 while (item := self._buffer.peek()) is NOTHING:
                     if self._fault is not None:
                         raise stage_error(self._plan.name, self._buffer.low, self._fault, "The stage itself failed.")
                     if self.gate.is_closing:
                         raise StoppedError(f"stage '{self._plan.name}' {self._end_text}. Call reset to start anew.")
-                    if self._ended and self._claims.num_in_flight == 0:
+                    if claims.has_ended and claims.num_in_flight == 0:
                         raise StopIteration
-                    if self._target == 0 and not self._workers and not self._claims.has_claimer:
+                    if claims.width == 0 and not (self._workers or claims.has_claimer or claims.is_exhausted):
                         break
                     self._wait_for_item()
                 else:
@@ -128,42 +123,37 @@ class Run:
     def _deliver(self, item: Any) -> Any:
         if type(item) is Failed:
             raise item.error
-        number, claims = self._buffer.pop(), self._claims
+        claims = self._claims
         claims.num_in_flight -= 1
-        if self._remembers:
-            self._triage.came_out(self._buffer.low)
-        if self._is_bounded:
-            self._outbox.release(number)
-        if self._num_waiting:
-            self.gate.has_item.notify_all()  # another thread waits: the next item, or the end, is its
+        self._delivery.pop()
         # Tiny items: let half the room open before a worker is woken for it.
         if self.gate.can_claim and (claims.num_in_flight * 2 <= claims.bound or not self._meter.tiny):
             self._call_worker()
         return item
 
     def _wait_for_item(self) -> None:
-        self._num_waiting += 1
+        self._delivery.num_waiting += 1
         try:
             self._call_worker()
             self._patience.wait(self._buffer, self._claims.inbox)
         finally:
-            self._num_waiting -= 1
+            self._delivery.num_waiting -= 1
 
     def _work_inline(self) -> None:
         """Width 0: the consumer is the worker, for one claim, in its own thread."""
         worker, claims, before_s = self._inline, self._claims, time.thread_time()
         with self._lock:
-            if self.gate.is_closing or self._failed or claims.has_claimer:
+            if self.gate.is_closing or claims.has_claimer or claims.is_exhausted:
                 return
             self._meter.settle(worker, STARVED, self._plan.clock())
             claims.has_claimer = not claims.inbox
             work = claims.draw(1) if claims.inbox else None
         if work is None:
-            work = self._pull(worker, 1)  # one: it is the head of the line, so no bound can hold it back
+            work = self._puller.pull(worker, 1)  # one: it is the head of the line, so no bound can hold it back
         if isinstance(work, list) and work:
             outcomes = self._calls.in_thread(worker, work)
             if type(outcomes[0]) is Failed and not isinstance(outcomes[0].error, Exception):
-                raise outcomes[0].error  # Ctrl-C, or what a signal's handler raised, in the user's own thread
+                raise outcomes[0].error  # Ctrl-C and the like, as in `Puller.pull`
             self._put(worker, work, outcomes)
             del outcomes  # they may hold an error, which leads here
         with self._lock:
@@ -175,9 +165,8 @@ class Run:
     def resize(self, target: int, bound: int | None) -> None:
         """Ask for `target` workers and at most `bound` items in flight (None: the engine chooses)."""
         with self._lock:
-            self._target = target
-            self._claims.fix_bound(bound, target)
-            if self._started:
+            self._claims.fix(target, bound)
+            if self._is_started:
                 self._grow()
             ring_all(self.gate.can_claim)  # those beyond the target leave, the others look at the new bound
             self.gate.has_item.notify_all()  # at width 0 the consumer takes over
@@ -189,11 +178,14 @@ class Run:
             metered = self.crew.metered
             reading = self._meter.read(
                 self.crew.seconds(now_s),
-                live_workers=self.crew.num_live() if self._started and not self._ended else self._target,
+                live_workers=self.crew.num_live()
+                if self._is_started and not self._claims.has_ended
+                else self._claims.width,
                 cpu_s=sum(worker.cpu_s() for worker in metered),
                 run_delay_s=sum(worker.run_delay_s() for worker in metered),
             )
-            bytes_ready = self._outbox.used_bytes if self._is_bounded else int(num_ready * self._meter.item_bytes)
+            delivery = self._delivery
+            bytes_ready = delivery.used_bytes if delivery.is_bounded else int(num_ready * self._meter.item_bytes)
             gauges = {"num_in_flight": self._claims.num_in_flight, "max_in_flight": self._claims.bound}
             return reading | gauges | {"num_ready": num_ready, "bytes_ready": bytes_ready}
 
@@ -221,23 +213,19 @@ class Run:
             return self._next_step(worker)
 
     def go_on(self, worker: Worker, work: Work) -> Step:
-        if work:
-            step = self._process(worker, work)
-        else:
-            hoard = self._hoard
-            step = self._pull(worker, self._claims.limit()) if hoard is None else self._collect(worker, hoard)
+        step = self._process(worker, work) if work else self._puller.claim(worker)
         del self
         return step
 
     def look(self, worker: Worker) -> Step:
         self._meter.settle(worker, STARVED, self._plan.clock())
-        if self._num_waiting and len(self._claims.inbox) > 1:
+        if self._delivery.num_waiting and len(self._claims.inbox) > 1:
             ring(self.gate.can_claim)  # what was claimed as tiny keeps the consumer waiting: everybody is needed
-        return self._hand_in(worker) if self._outbox.holds(worker) else self._next_step(worker)
+        return self._hand_in(worker) if self._delivery.holds(worker) else self._next_step(worker)
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
-            self._fault, self._ended = error, True
+            self._fault, self._claims.has_ended = error, True
 
     def leave(self, worker: Worker) -> None:
         with self._lock:
@@ -247,17 +235,17 @@ class Run:
             self.gate.has_item.notify_all()
 
     def _grow(self) -> None:
-        if not (self.gate.is_closing or (self._ended and not self._claims.inbox)):
-            self.crew.grow(self._target)
+        if not (self.gate.is_closing or self._claims.is_exhausted):
+            self.crew.grow(self._claims.width)
 
     def _next_step(self, worker: Worker) -> Step:
         """Under the lock: items for this worker; none, if it is now to pull some; or to wait, or to leave."""
         claims = self._claims
-        if self.gate.is_closing or self._failed or (self._ended and not claims.inbox):
+        if self.gate.is_closing or claims.is_exhausted:
             self._workers.discard(worker)
             return None
         # One more than asked for looks after the items of a claimer whom the source keeps waiting.
-        if len(self._workers) > self._target and not (self._hoard is not None and self._hoard.is_open and claims.inbox):
+        if len(self._workers) > claims.width and not (self._hoard is not None and self._hoard.is_open and claims.inbox):
             self._workers.discard(worker)
             self._call_worker()  # this one may have been woken for something: hand it on
             return None
@@ -272,94 +260,9 @@ class Run:
         worker.bench = self.gate.can_claim
         return WAIT
 
-    def _pull(self, worker: Worker, limit: int) -> Step:
-        """Claim up to `limit` items, as the only claimer, and take a share of them."""
-        try:
-            numbers, items, snapshot = self._intake.pull(limit)
-        except BaseException as raised:
-            if worker is self._inline and not isinstance(raised, Exception):
-                with self._lock:
-                    self._claims.has_claimer = False
-                raise  # as above
-            step = self._end(worker, raised)
-            del self
-            return step
-        with self._lock:
-            self._claims.has_claimer = False
-            self._meter.settle(worker, BUSY, self._plan.clock())
-            self._claims.add(numbers, snapshot)
-            if len(items) == 1 and not self._triage.known:
-                work = [(numbers[0], items[0])]
-            else:
-                self._take_in(numbers, items)
-                work = self._claims.draw()
-                if not work:
-                    return None if worker is self._inline else self._next_step(worker)
-            if self.gate.can_claim:
-                self._pass_on()
-        del self  # the intake may have met an error behind these items, and keep it for the next pull
-        return work
-
-    def _collect(self, worker: Worker, hoard: Hoard) -> Step:
-        """As `_pull`, again and again while the items come at once, into everybody's reach."""
-        clock, claims = self._plan.clock, self._claims
-        limit = claims.limit(hoards=True)
-        began_s = now_s = clock()
-        while True:
-            before_s = now_s
-            try:
-                numbers, items, snapshot = self._intake.pull(max(1, limit - len(claims.inbox)))
-            except BaseException as raised:  # noqa: BLE001 - raised in the consumer
-                step = self._end(worker, raised)
-                del self, claims
-                return step
-            now_s = clock()
-            with self._lock:
-                claims.add(numbers, snapshot)
-                self._take_in(numbers, items)
-                is_full = len(claims.inbox) >= limit or claims.room <= 0 or len(self._workers) > self._target
-                if hoard.goes_on(began_s, before_s, now_s) and not (is_full or self._failed or self.gate.is_closing):
-                    if hoard.open() and self._num_waiting:
-                        self.gate.has_item.notify_all()
-                    continue
-                hoard.close()
-                claims.has_claimer = False
-                return self._share_out(worker)
-
-    def _take_in(self, numbers: Sequence[int], items: list[Any]) -> None:
-        """Into the inbox; but what a pass before a resume has skipped is left out again, unseen."""
-        inbox = self._claims.inbox
-        if not self._triage.known:
-            inbox.extend(zip(numbers, items, strict=True))
-            return
-        for number, item in zip(numbers, items, strict=True):
-            if number in self._triage.known:
-                self._hand_over(number, Skipped(number, None))
-            else:
-                inbox.append((number, item))
-
-    def _share_out(self, worker: Worker) -> Step:
-        """The end of a claim into the inbox: a share of it, or what else there is if others took all."""
-        self._meter.settle(worker, BUSY, self._plan.clock())
-        work = self._claims.draw()
-        if self.gate.can_claim:
-            self._pass_on()
-        return work or self._next_step(worker)
-
     def _call_worker(self) -> None:
         if self.gate.can_claim and self._claims.wants_worker:
             ring(self.gate.can_claim)
-
-    def _pass_on(self) -> None:
-        """After a claim: wake another worker if there is more to do and it is worth it."""
-        if self._claims.inbox or self._claims.room > 0:
-            if self._num_waiting or not self._meter.tiny:
-                ring(self.gate.can_claim)
-            return
-        now_s = self._plan.clock()
-        for worker in self.crew.metered:  # the parked ones no longer wait for upstream but for room
-            if worker.phase is STARVED:
-                self._meter.settle(worker, BLOCKED, now_s)
 
     def _process(self, worker: Worker, work: Work) -> Step:
         lanes, fn_s = self._plan.lanes, None
@@ -379,7 +282,8 @@ class Run:
 
     def _put(self, worker: Worker, work: Work, outcomes: list[Any], *, fn_s: float | None = None) -> Step:
         """Hand outcomes to the consumer, and find the worker's next step under the same lock."""
-        is_bounded, meter = self._is_bounded, self._meter
+        delivery, meter = self._delivery, self._meter
+        is_bounded = delivery.is_bounded
         measured = is_bounded or meter.num_items & _REVIEW < len(outcomes)
         sizes = [item_nbytes(outcome) for outcome in outcomes] if measured else []
         input_bytes = item_nbytes(work[0][1]) if measured and fn_s is not None else 0
@@ -391,52 +295,17 @@ class Run:
                 meter.input_bytes = input_bytes
                 for nbytes in sizes:
                     meter.note_bytes(nbytes)
-                self._claims.review_bound(self._target)
+                self._claims.review_bound()
             if is_bounded:
-                self._outbox.hold(worker, work, outcomes, sizes)
+                delivery.hold(worker, work, outcomes, sizes)
                 return self._hand_in(worker)
             for (number, _), outcome in zip(work, outcomes, strict=True):
-                self._hand_over(number, outcome)
-            return None if worker is self._inline else self._next_step(worker)
+                delivery.hand_over(number, outcome)
+            return None if worker.is_inline else self._next_step(worker)
 
     def _hand_in(self, worker: Worker) -> Step:
-        """Hand over what the byte bound lets in; what the consumer needs next, or made itself, it always does."""
-        for number, outcome in self._outbox.let_in(worker, always=worker is self._inline):
-            self._hand_over(number, outcome)
-        if self._outbox.holds(worker):
+        if not self._delivery.hand_in(worker):
             self._meter.settle(worker, BLOCKED, self._plan.clock())
             worker.bench = self.gate.has_room
             return WAIT
-        return None if worker is self._inline else self._next_step(worker)
-
-    def _hand_over(self, number: int, outcome: Any) -> None:
-        if type(outcome) is Failed:
-            outcome = Failed(self._triage.failure(number, outcome.error))
-            self._ended = self._failed = True  # nothing after it will be asked for
-            ring_all(self.gate.can_claim)
-        if self._buffer.put(number, outcome) and self._num_waiting:
-            self.gate.has_item.notify()
-
-    def _end(self, worker: Worker, error: BaseException) -> Step:
-        """The source is exhausted, or failed: no more claims."""
-        with self._lock:
-            self._no_more(worker, error)
-            if worker is self._inline or not self._claims.inbox:
-                return None
-            self._workers.add(worker)
-            return self._share_out(worker)
-
-    def _no_more(self, worker: Worker, error: BaseException) -> None:
-        self._ended = True
-        self._claims.has_claimer = False
-        if self._hoard is not None:
-            self._hoard.close()
-        self._workers.discard(worker)
-        is_shutdown = self.gate.is_closing and isinstance(error, StoppedError)  # upstream's, and no failure
-        if not (isinstance(error, StopIteration) or is_shutdown):
-            number = self._intake.next_number
-            failure = stage_error(self._plan.name, number, error, "The error came from the stage's source.")
-            self._claims.num_in_flight += 1  # the failure is delivered as an item is
-            self._buffer.put(self._intake.first_missing, Failed(failure))
-        ring_all(self.gate.can_claim)
-        self.gate.has_item.notify_all()
+        return None if worker.is_inline else self._next_step(worker)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow.forks import renew_after_fork
 from lightning_intune.flow.lanes.auto import AutoLanePool
-from lightning_intune.flow.node import BaseNode, Node, State, release, shut_down
+from lightning_intune.flow.node import BaseNode, Node, State, StoppedError, release, shut_down
 from lightning_intune.flow.plan import Plan
-from lightning_intune.flow.run import Run, StoppedError
+from lightning_intune.flow.run import Run
 from lightning_intune.flow.stage_meter import StageMeter
 from lightning_intune.knobs import Bounds, Knob
 from lightning_intune.meters import StageStats

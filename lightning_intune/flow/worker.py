@@ -27,10 +27,13 @@ class Worker:
     """
 
     __slots__ = (
-        "_account", "_cpu_clock", "_fn_s", "_schedstat", "bell", "bench", "number", "overdue", "phase", "since_s",
+        "_account", "_cpu_clock", "_fn_s", "_schedstat", "bell", "bench", "is_inline", "number", "overdue", "phase",
+        "since_s",
     )  # fmt: skip
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, *, is_inline: bool = False) -> None:
+        self.is_inline = is_inline
+        """It is the consumer, in its own thread (width 0)."""
         self.phase = IDLE
         self.since_s = now_s
         self.number = -1

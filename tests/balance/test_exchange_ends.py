@@ -16,7 +16,7 @@ from lightning_intune.balance.shards import Shards
 from lightning_intune.balance.watch import BubbleWatch
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow import ElasticMapper, ElasticPrefetcher, IterableSource, Node
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 from tests.balance.ranks import Line, on_all_ranks
 from tests.balance.test_exchange import MODES, SIZES, Sample, everything, exchange, samples_of, shard
 

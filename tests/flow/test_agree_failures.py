@@ -10,8 +10,8 @@ import pytest
 
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow import ElasticMapper, EqualSteps, Node
+from lightning_intune.flow.node import StoppedError
 from lightning_intune.flow.rank_share import Report
-from lightning_intune.flow.run import StoppedError
 from tests.flow.ranks import Flaky, Line, Ranks, at, equal_steps, item, on_all_ranks, source
 
 

@@ -37,7 +37,7 @@ from lightning_intune.flow import (
     Unbatch,
     Zip,
 )
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 
 
 def same(item: Any) -> Any:

@@ -16,7 +16,7 @@ from torchdata.nodes import IterableWrapper
 
 from lightning_intune.errors import ConfigError, StageError, stage_error
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, Node
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 from lightning_intune.flow.sizes import item_nbytes
 
 
@@ -96,7 +96,7 @@ def test_ctrl_c_within_a_source_at_width_0_is_ctrl_c() -> None:
 FORKING = """
 import os, signal
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 
 loader = ElasticLoader(ElasticMapper(IterableSource(range(10_000)), abs, 2))
 it = iter(loader)

@@ -12,7 +12,7 @@ from torchdata.nodes import IterableWrapper
 
 from lightning_intune.errors import ConfigError, StageError
 from lightning_intune.flow import ElasticLoader, ElasticMapper, IterableSource, Node
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 
 
 def same(item: Any) -> Any:

@@ -87,10 +87,10 @@ class FakeLane(Lane):
 class Stage(ElasticStage[Any]):
     def __init__(self, source: Any, lanes: FakeLanes, width: int, **others: Any) -> None:
         settings: dict[str, Any] = {
-            "in_order": True, "snapshot_every": 1, "prebatch": None, "max_bytes": None, "timeout_s": None,
+            "fn": triple, "in_order": True, "snapshot_every": 1, "prebatch": None, "max_bytes": None, "timeout_s": None,
             "tiny_s": 300e-6, "join_s": 5.0, "clock": lambda: 0.0,
         }  # fmt: skip
-        plan = Plan(name="fake", fn=triple, lanes=lanes, **{**settings, **others})
+        plan = Plan(name="fake", lanes=lanes, **{**settings, **others})
         super().__init__(source, plan, width=width, bounds=Bounds(low=0, high=64))
 
     def _widths(self) -> tuple[int, int | None]:
@@ -174,9 +174,9 @@ def test_a_message_is_bounded_by_the_bytes_that_go_in_or_come_out(
 ) -> None:
     item = np.zeros(num_bytes, np.uint8)
     lanes = FakeLanes(fn=len if is_input else lambda _: item)
-    source = (item if is_input else n for n in range(300))
+    source = (item if is_input else n for n in range(3000))  # many: two workers may halve a claim between them
     list(Stage(IterableSource(source), lanes, 2, max_bytes=max_bytes))
-    assert max(len(message) for message in lanes.messages[70:]) == most
+    assert max(len(message) for message in lanes.messages[70:]) == most  # 70: by then its items have been measured
 
 
 # ---- nothing lost, nothing kept waiting ----
@@ -300,6 +300,79 @@ def test_what_comes_back_after_the_source_has_ended_and_all_have_left_is_worked_
     stage.resize(2)
     assert head + list(stage) == [3 * n for n in range(300)]
     assert len(lanes.messages[-2]) > 1
+
+
+def taken(stage: Stage) -> tuple[list[int], BaseException | None]:
+    """What comes out, and what ends it; a stage that hangs is shut down."""
+    out, ended = list[int](), list[BaseException]()
+
+    def take() -> None:
+        try:
+            out.extend(stage)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            ended.append(error)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join(30)
+    is_hanging = thread.is_alive()
+    stage.shutdown()
+    thread.join()
+    assert not is_hanging, f"{len(out)} items came, then nothing"
+    return out, ended[0] if ended else None
+
+
+def test_a_failure_behind_what_comes_back_does_not_keep_it_from_being_worked_on() -> None:
+    """One worker's message comes back half done, and in another's, behind it, an item has failed meanwhile."""
+    held = list[int]()
+
+    def does(items: Sequence[int]) -> int:
+        if held or len(items) < 8:
+            return len(items)
+        held.extend(items)
+        run = stage._run
+        while run is not None and len(run.crew.counted) > 1:  # until the other has met the failure, and left
+            os.sched_yield()
+        return 3
+
+    def fails_behind(item: int) -> Any:
+        return Failed(ValueError("no")) if held and item > held[-1] else 3 * item
+
+    stage = Stage(IterableSource(range(2000)), FakeLanes(does, fn=fails_behind), 2)
+    out, error = taken(stage)
+    assert out == [3 * n for n in range(held[-1] + 1)]
+    assert isinstance(error, StageError)
+    assert f"item {held[-1] + 1} failed" in str(error)
+
+
+@given(
+    width=st.integers(0, 4),
+    in_order=st.booleans(),
+    stops=st.sets(st.integers(0, 299), max_size=20),
+    bad=st.sets(st.integers(0, 299), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_the_first_failure_comes_in_its_place_whatever_messages_come_back_half_done(
+    width: int, in_order: bool, stops: set[int], bad: set[int], seed: int
+) -> None:
+    def does(items: Sequence[int]) -> int:
+        return next((place + 1 for place, item in enumerate(items) if item in stops), len(items))
+
+    def fn(item: int) -> int:  # by the consumer, at width 0
+        if item in bad:
+            raise ValueError("no")
+        return 3 * item
+
+    lanes = FakeLanes(does, fn=lambda item: Failed(ValueError("no")) if item in bad else 3 * item)
+    stage = Stage(IterableSource(quickly(range(300))), lanes, width, in_order=in_order, fn=fn)
+    with resize_storm(stage, seed):
+        out, error = taken(stage)
+    assert isinstance(error, StageError)
+    assert len(set(out)) == len(out)
+    assert set(out) <= {3 * n for n in set(range(300)) - bad}
+    if in_order:
+        assert out == [3 * n for n in range(min(bad))]
+        assert f"item {min(bad)} failed" in str(error)
 
 
 # ---- the lane's side ----

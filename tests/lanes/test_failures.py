@@ -144,6 +144,8 @@ def test_a_process_that_died_before_it_read_the_items_is_told_apart(
     with one_lane(functions.dies, context=context) as lane:
         assert lane.run(["fine"]) == ["fine"]
         os.kill(lane.pid, signal.SIGKILL if dies_first else signal.SIGSTOP)
+        while not dies_first and psutil.Process(lane.pid).status() != psutil.STATUS_STOPPED:
+            os.sched_yield()  # it may still read what comes before it stops
 
         def kill_when_sent() -> None:
             while not num_unread_bytes(lane):

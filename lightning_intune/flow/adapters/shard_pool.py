@@ -14,7 +14,7 @@ from lightning_intune.flow.adapters.shard_reader import OVER, Answer, ShardReade
 from lightning_intune.flow.forks import renewed_lock
 from lightning_intune.flow.lanes.lane import Failed, Lane, LaneDiedError, LanePool
 from lightning_intune.flow.lanes.tries import Tries
-from lightning_intune.flow.run import StoppedError
+from lightning_intune.flow.node import StoppedError
 
 Starts = Mapping[int, tuple[int, Any]]
 """By shard: the batch a reader can begin at without running up to it, and the dataset's state there."""
