@@ -12,12 +12,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from lightning_intune.balance.roll_call import RollCall
 from lightning_intune.errors import ConfigError
 from lightning_intune.flow.communicator import Communicator
 
 T = TypeVar("T")
-
-_GRACE_S = 2.0  # ranks notice a broken group one after another
 
 
 class Channel(Communicator, Protocol):
@@ -33,7 +32,8 @@ class GlooChannel:
     """Over all ranks of `torch.distributed` where that is initialized; alone otherwise.
 
     Before every collective a rank leaves a mark in the default group's store (some 0.1 ms). Whoever finds a
-    collective broken or late reads there which ranks had not come. `timeout_s` is how long one waits for them.
+    collective broken or late reads there which ranks had not come (`RollCall`). `timeout_s` is how long one waits
+    for them.
     """
 
     _numbers = itertools.count()  # one for every channel opened, the same on all ranks
@@ -43,8 +43,7 @@ class GlooChannel:
             raise ConfigError(f"{owner}: timeout_s={timeout_s} waits for nobody. Set it above 0.")
         self._timeout_s, self._owner = timeout_s, owner
         self._group: Any = None
-        self._store: Any = None
-        self._num_calls = 0
+        self._roll_call: RollCall | None = None
 
     @property
     def rank(self) -> int:
@@ -59,7 +58,8 @@ class GlooChannel:
             return
         # Private by name, and what torch's own elastic and checkpoint code uses; there is no public way to it.
         store = dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
-        self._store = dist.distributed_c10d.PrefixStore(f"lightning_intune/balance/{next(self._numbers)}", store)
+        own = dist.distributed_c10d.PrefixStore(f"lightning_intune/balance/{next(self._numbers)}", store)
+        self._roll_call = RollCall(own, rank=self.rank, world_size=self.world_size, timeout_s=self._timeout_s)
         self._group = self._call(lambda: dist.new_group(backend="gloo", timeout=timedelta(seconds=self._timeout_s)))
 
     def gather(self, message: Any) -> list[Any]:
@@ -84,53 +84,25 @@ class GlooChannel:
         return received
 
     def _call(self, collective: Callable[[], T]) -> T:
-        assert self._store is not None, "open comes first"
-        self._num_calls += 1
+        assert self._roll_call is not None, "open comes first"
+        begun_s = time.monotonic()
         try:
-            self._store.set(f"come/{self.rank}", str(self._num_calls))
+            self._roll_call.come()
             return collective()
         except Exception as error:
-            raise RuntimeError(self._verdict(error)) from error
+            raise RuntimeError(self._verdict(error, self._roll_call, time.monotonic() - begun_s)) from error
 
-    def _verdict(self, error: Exception) -> str:
+    def _verdict(self, error: Exception, roll_call: RollCall, since_s: float) -> str:
         """Who had not come, as far as the store can tell."""
         head = f"{self._owner}: rank {self.rank} could not go on exchanging with the others ({_first_line(error)})."
         try:
-            text = self._who()
-            self._store.set(f"blame/{self.rank}", text)
+            text = roll_call.at_fault(since_s)
         except Exception as lost:  # noqa: BLE001 - said below
             text = f"the job's store is out of reach too ({_first_line(lost)}), so its host, mostly rank 0, has ended"
         return (
             f"{head} What is known: {text}. See that rank's own log; raise timeout_s= if it was only slow, and let "
             "every rank take equally many steps."
         )
-
-    def _who(self) -> str:
-        late = self._late()
-        # A rank that ended breaks the call of the first who comes; the others may still be on their way to it.
-        begun_s = time.monotonic()
-        while len(late) > 1 and time.monotonic() - begun_s < _GRACE_S:
-            time.sleep(0.05)
-            late = self._late()
-        if late:
-            return f"rank {', '.join(late)} did not come within {self._timeout_s:g} s, or had ended"
-        # All had come, so one broke it later. Those that live notice it, one after another.
-        self._store.set(f"broke/{self.rank}", "yes")
-        time.sleep(_GRACE_S)
-        blamed = [told for told in self._told("blame") if told]
-        gone = [str(rank) for rank, told in enumerate(self._told("broke")) if not told]
-        if blamed or not gone:
-            return blamed[0] if blamed else "every rank had come, so the connection between them broke"
-        return f"rank {', '.join(gone)} had come, and has ended since"
-
-    def _late(self) -> list[str]:
-        calls = [int(told) if told else 0 for told in self._told("come")]
-        return [str(rank) for rank, num_calls in enumerate(calls) if num_calls < self._num_calls]
-
-    def _told(self, what: str) -> list[str]:
-        """By rank, what it has put under that name; empty where nothing."""
-        keys = [f"{what}/{rank}" for rank in range(self.world_size)]
-        return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _channel, (self._timeout_s, self._owner)  # a group is its process's own

@@ -22,8 +22,20 @@ from lightning_intune.balance import BalancedExchange
 from lightning_intune.balance.channel import GlooChannel
 from lightning_intune.flow import IterableSource
 
-NUM_RANKS, TIMEOUT_S, LATE = 3, 4.0, 1
+NUM_RANKS, LATE = 3, 1
 STAGES = ("open", "tell lengths", "tell sizes", "send samples", "tell costs", "next window", "shut down")
+
+# A stalled rank costs the others this long, in which those that live must come on a busy machine. Who opens the group
+# waits for the dead as well, by its address, and then sees that it is.
+STALL_S, OPEN_S = 20.0, 8.0
+# Longer than this process lives: where a rank has ended, nobody waits for it.
+UNREACHED_S = 600.0
+
+
+def timeout_s(kind: str, stage: int) -> float:
+    if STAGES[stage] == "open":
+        return OPEN_S
+    return STALL_S if kind in ("stalls", "is slow") else UNREACHED_S
 
 
 class Fault:
@@ -44,19 +56,20 @@ class Fault:
             if self.kind == "stalls":  # until the others have given it up, and said so
                 dist.distributed_c10d._get_default_store().wait(["given-up/0", "given-up/2"])
             if self.kind == "is slow":
-                time.sleep(TIMEOUT_S / 4)
+                time.sleep(1.0)
         return self.call(collective)
 
 
 def take(rank: int, stage: int, kind: str, store: Path) -> str | None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=NUM_RANKS)
-    channel = GlooChannel(TIMEOUT_S)
+    patience_s = timeout_s(kind, stage)
+    channel = GlooChannel(patience_s)
     if rank == LATE:
         channel._call = Fault(kind, stage, channel._call)
     # Of lengths 9, 1, 9 and so on by rank: something moves in every window.
     samples = [[9, 1, 5][(rank + place) % 3] for place in range(12)]
     node = BalancedExchange(
-        IterableSource(samples), length=int, batch_size=2, window=1, timeout_s=TIMEOUT_S, channel=channel
+        IterableSource(samples), length=int, batch_size=2, window=1, timeout_s=patience_s, channel=channel
     )
     try:
         if stage == STAGES.index("shut down") and rank == LATE:

@@ -69,6 +69,7 @@ def test_three_ranks_do_so_too(tmp_path: Path) -> None:
 
 
 STAGES = range(7)  # those of `gloo_faults.py`
+ENDED = "has ended" if sys.platform == "linux" else ""  # elsewhere a process's end is not seen by the others
 
 
 @pytest.mark.timeout(200)
@@ -93,7 +94,8 @@ def test_a_rank_at_fault_is_named_on_every_rank_within_the_timeout_at_whatever_s
         for rank in (0, 2):
             text, seconds = ranks[rank]
             assert "RuntimeError: BalancedExchange: rank" in text, (stage, ranks)
-            assert "What is known: rank 1 did not come" in text or "What is known: rank 1 had come, and has" in text
-            assert seconds < 60  # of which 4 are the timeout, and the rest a busy machine's
+            stalls = kind == "stalls" and stage != 6
+            assert f"What is known: rank 1 {'did not come' if stalls else ENDED}" in text, (stage, ranks)
+            assert seconds < 100  # far below the ten minutes that a rank is waited for which has not ended
         if kind == "stalls" and stage != 6:  # it lives, and is told as well
             assert "rank 1" in ranks[1][0]
