@@ -180,6 +180,7 @@ def ray_data(work: Work, setting: str) -> Generator[Batches]:
     try:
         context = DataContext.get_current()
         context.enable_progress_bars, context.target_max_block_size = False, 64 << 20
+        context.execution_options.preserve_order = True  # as all engines do; actors change it otherwise
         fused = Fused(work, tensors=False)
 
         class Mapped:
