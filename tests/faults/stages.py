@@ -138,12 +138,12 @@ def skipping(trial: Trial) -> None:
 def hanging(trial: Trial) -> None:
     out = list[int]()
     with (
-        opened(mapped(functions.hangs, 60, 2, method="process", timeout_s=0.3)) as loader,
+        opened(mapped(functions.hangs, 60, 2, method="process", timeout_s=1.0)) as loader,
         trial.raises(TimeoutError, "stage 'hangs'", item=WORST),
     ):
         out.extend(loader)
     trial.came(range(WORST), out)
-    with opened(mapped(functions.hangs, 60, 2, method="process", timeout_s=0.3, on_error=SKIP)) as loader:
+    with opened(mapped(functions.hangs, 60, 2, method="process", timeout_s=1.0, on_error=SKIP)) as loader:
         trial.came([n for n in range(60) if n != WORST], loader)
     trial.inject(2)
 

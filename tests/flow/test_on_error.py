@@ -252,7 +252,7 @@ def hangs(n: int) -> int:
 @pytest.mark.parametrize("retries", [0, 1])
 def test_an_item_that_hangs_in_a_process_is_killed_and_skipped(retries: int, tmp_path: Path) -> None:
     policy = retry(retries, 0.0, then=skip(max_share=1.0, quarantine=tmp_path / "bad"))
-    node = ElasticMapper(IterableSource(range(9)), hangs, 2, method="process", timeout_s=0.2, on_error=policy)
+    node = ElasticMapper(IterableSource(range(9)), hangs, 2, method="process", timeout_s=1.0, on_error=policy)
     assert list(node) == [0, 1, 2, 3, 5, 6, 7, 8]
     (line,) = (tmp_path / "bad").read_text().splitlines()
     assert json.loads(line)["error"] == "TimeoutError"

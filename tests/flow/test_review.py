@@ -61,7 +61,7 @@ def test_a_hanging_function_is_reported_however_often_somebody_resizes() -> None
             release.wait(10)
         return n
 
-    node = ElasticMapper(IterableSource(range(5)), hang, 2, timeout_s=0.1)
+    node = ElasticMapper(IterableSource(range(5)), hang, 2, timeout_s=0.5)
     object.__setattr__(node._plan, "join_s", 0.0)
 
     def turn() -> None:

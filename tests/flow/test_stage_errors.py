@@ -100,11 +100,11 @@ def test_a_worker_that_hangs_is_reported_with_its_item_and_not_waited_for() -> N
             release.wait(60)
         return n
 
-    node, out = ElasticMapper(IterableSource(range(5)), hang, 2, name="hang", timeout_s=0.05), []
+    node, out = ElasticMapper(IterableSource(range(5)), hang, 2, name="hang", timeout_s=0.5), []
     object.__setattr__(node._plan, "join_s", 0.05)
     with (
         pytest.warns(ResourceWarning, match="left behind as a daemon thread"),
-        pytest.raises(TimeoutError, match=r"stage 'hang': item 2 failed.*Raise timeout_s=0.05") as caught,
+        pytest.raises(TimeoutError, match=r"stage 'hang': item 2 failed.*Raise timeout_s=0.5") as caught,
     ):
         out.extend(node)
     release.set()
