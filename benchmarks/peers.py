@@ -9,9 +9,9 @@ seconds per row of a plain loop. Peers come with the extra `[bench]`; one that i
 Ours has the shape (a stage per function, or one for both) that was best at fixed widths, as the peers have theirs.
 `ours_fixed` is ours at those fixed widths, which parts what the engine does from what the tuner does:
 `ratio_..._fixed` are its ratios, `share_of_fixed` is tuned over fixed. The target figures are the tuned one's. In
-`local`, `bare_threads` is the plain loop in as many threads as cores, without an engine: what the interpreter's lock
-and the shared caches leave of the roofline; `share_of_bare_threads` is tuned over that. Peers that the sweep found
-below 0.85 of the best one take part in two rounds, plain loop and bare threads in three, all others in all.
+`local`, `bare_threads` is the plain loop in as many threads as cores, without an engine: what the interpreter's lock,
+and fresh pages for every batch, leave of the roofline; `share_of_bare_threads` is tuned over that. Peers that the
+sweep found below 0.85 of the best one take part in two rounds, plain loop and bare threads in three, all others in all.
 
 In `sessions` the peers read rows and ours the session layout, which holds the same batches; the peers then run on the
 session layout too, so that `layout_gain` and `engine_gain` part what the headline is made of. LitData has no part: it
@@ -86,7 +86,8 @@ def table(figures: dict[str, Any]) -> str:
         lines += [
             f"As many bare threads as cores, without an engine: {figures['bare_threads_rows_per_s']:,.0f} rows/s, "
             f"{figures['bare_threads_rows_per_s'] / figures['roofline_rows_per_s']:.0%} of the roofline: what the "
-            "interpreter's lock and shared caches leave of it. Ours over them, paired: "
+            "interpreter's lock, and fresh pages for every batch, leave of it. Ours, which uses memory again, over "
+            "them, paired: "
             f"{figures['share_of_bare_threads']:.2f}x.",
             "",
         ]
